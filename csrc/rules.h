@@ -1,0 +1,190 @@
+// The small per-system arithmetic of GMRES and the verdicts, shared by every backend: Givens rotations, the breakdown
+// rule, back substitution, and what a true residual means. One thread per system runs these, all in float64.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "gmres.h"
+
+#if defined(__CUDACC__)
+#define SOAE_HD __host__ __device__ inline
+#else
+#define SOAE_HD inline
+#endif
+
+namespace soae {
+
+SOAE_HD double working_eps(int32_t dtype) { return dtype == kFloat32 ? 1.1920928955078125e-07 : 2.220446049250313e-16; }
+
+// Breakdown and singular pivots: relative to the largest seen, never absolute.
+SOAE_HD double negligible(int32_t dtype) { return 16.0 * working_eps(dtype); }
+
+SOAE_HD bool is_finite(double a) { return a - a == 0.0; }
+
+// Exponent e such that max_abs * 2^-e is near 1. Kept in a range where 2^-e is a normal number of the working
+// precision: what remains of the range after that is harmless when squared.
+SOAE_HD int32_t scale_exponent(double max_abs, int32_t dtype) {
+  if (!(max_abs > 0.0)) return 0;
+  int e = 0;
+  frexp(max_abs, &e);
+  const int limit = dtype == kFloat32 ? 120 : 1000;
+  return e < -limit ? -limit : e > limit ? limit : e;
+}
+
+SOAE_HD int64_t packed_column(int64_t j) { return j * (j + 1) / 2; }
+
+// c, s, r with [c s; -s c] [a; b] = [r; 0] and r >= 0. a = b = 0 gives the identity.
+SOAE_HD void make_rotation(double a, double b, double& c, double& s, double& r) {
+  r = hypot(a, b);
+  c = r > 0.0 ? a / r : 1.0;
+  s = r > 0.0 ? b / r : 0.0;
+}
+
+// Ends step j of one system. column: h_{0..j,j}, overwritten; next: h_{j+1,j} = norm of the orthogonalised vector;
+// av: ||A v_j||. Stores R's column, the rotation, the new right-hand side and the estimate, and decides the outcome.
+SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* column, double next, double av) {
+  System& s = p.systems[system];
+  double* rotations = p.rotations + system * p.restart * 2;
+  double* g = p.g + system * (p.restart + 1);
+  double* r = p.r + system * packed_column(p.restart) + packed_column(j);
+
+  for (int32_t i = 0; i < j; ++i) {
+    const double c = rotations[2 * i], sn = rotations[2 * i + 1];
+    const double upper = c * column[i] + sn * column[i + 1];
+    column[i + 1] = c * column[i + 1] - sn * column[i];
+    r[i] = upper;
+  }
+  double c, sn, pivot;
+  make_rotation(column[j], next, c, sn, pivot);
+
+  s.iterations += 1;
+  s.max_av = fmax(s.max_av, av);
+  const bool breakdown = next <= negligible(p.dtype) * s.max_av;
+  const double max_pivot = fmax(s.max_pivot, pivot);
+  double estimate = fabs(g[j]);
+  if (pivot <= negligible(p.dtype) * max_pivot) {
+    // y_j = 0: the column is left out and the estimate stays what it was before it.
+    s.outcome = kBroken;
+  } else {
+    r[j] = pivot;
+    rotations[2 * j] = c;
+    rotations[2 * j + 1] = sn;
+    g[j + 1] = -sn * g[j];
+    g[j] = c * g[j];
+    estimate = fabs(g[j + 1]);
+    s.max_pivot = max_pivot;
+    s.length = j + 1;
+    if (breakdown) {
+      s.outcome = kBroken;
+    } else if (ldexp(estimate, s.scale) <= s.tolerance) {
+      s.outcome = kClaimed;
+    } else if (s.iterations >= p.max_iters) {
+      s.outcome = kExhausted;
+    }
+  }
+  p.estimates[system * p.restart + j] = ldexp(estimate, s.scale);
+}
+
+// The operator returned something non-finite: what the cycle has so far is kept.
+SOAE_HD void reject_column(const Solve& p, int64_t system) { p.systems[system].outcome = kBadColumn; }
+
+// y (length entries, row-oriented back substitution R y = g).
+SOAE_HD void back_substitute(const Solve& p, int64_t system, double* y) {
+  const System& s = p.systems[system];
+  const double* r = p.r + system * packed_column(p.restart);
+  const double* g = p.g + system * (p.restart + 1);
+  for (int32_t i = 0; i < s.length; ++i) y[i] = g[i];
+  for (int32_t j = s.length - 1; j >= 0; --j) {
+    const double* column = r + packed_column(j);
+    y[j] /= column[j];
+    for (int32_t i = 0; i < j; ++i) y[i] -= column[i] * y[j];
+  }
+}
+
+// Makes a system ready for its next cycle, or freezes it. beta, scale: the norm of its residual is beta 2^scale.
+SOAE_HD void start_cycle(const Solve& p, int64_t system, double beta, int32_t scale) {
+  System& s = p.systems[system];
+  s.beta = beta;
+  s.scale = scale;
+  s.max_av = 0.0;
+  s.max_pivot = 0.0;
+  s.length = 0;
+  s.outcome = s.status == kRunning ? kActive : kFrozen;
+  p.g[system * (p.restart + 1)] = beta;
+}
+
+// What `begin` measured of one system. Norms are scaled: the norm is value * 2^exponent.
+struct Opening {
+  double b_norm;
+  int32_t b_exponent;
+  double r_norm;        // of b - A x0
+  int32_t r_exponent;
+  bool b_finite;
+  bool b_zero;
+  bool x_finite;
+  bool r_finite;
+};
+
+// The first verdict. Returns whether x must be set to zero. The caller fills the rest of the cycle's start.
+SOAE_HD bool open_system(const Solve& p, int64_t system, const Opening& o) {
+  System& s = p.systems[system];
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  s.iterations = 0;
+  s.claimed = 0;
+  s.slow = 0;
+  s.tolerance = fmax(ldexp(p.rtol[system] * o.b_norm, o.b_exponent), p.atol[system]);
+  bool zero_x = false;
+  if (o.b_zero) {
+    s.status = kConverged;
+    s.residual = 0.0;
+    zero_x = true;
+  } else if (!o.b_finite || !o.x_finite || !o.r_finite) {
+    s.status = kNonFinite;
+    s.residual = nan;
+    zero_x = !o.x_finite;
+  } else {
+    s.residual = ldexp(o.r_norm, o.r_exponent);
+    s.status = s.residual <= s.tolerance ? kConverged : p.max_iters == 0 ? kMaxIters : kRunning;
+  }
+  start_cycle(p, system, o.r_norm, o.r_exponent);
+  return zero_x;
+}
+
+// The verdict at the end of a cycle, for a system that was running. norm: true residual norm of the candidate (NaN when
+// the operator returned something non-finite). Returns whether the candidate replaces x. The caller then calls
+// start_cycle: with the candidate's residual if it was accepted, else with the old beta and scale (and the old V_0).
+SOAE_HD bool close_system(const Solve& p, int64_t system, double norm, bool candidate_finite, bool stop) {
+  System& s = p.systems[system];
+  const double before = s.residual;
+  const bool measured = is_finite(norm) && candidate_finite;
+  if (s.outcome == kBadColumn) {
+    const bool accept = s.length > 0 && candidate_finite && !(norm >= before);
+    if (accept) s.residual = norm;
+    s.status = s.residual <= s.tolerance ? kConverged : kNonFinite;
+    return accept;
+  }
+  const bool accept = measured && norm < before;
+  if (accept) s.residual = norm;
+  const bool full = s.outcome == kActive && s.length == p.restart;
+  const bool refuted = s.claimed != 0;
+  s.claimed = s.outcome == kClaimed;
+  s.slow = full && s.residual > 0.999 * before ? s.slow + 1 : 0;
+  if (s.residual <= s.tolerance) {
+    s.status = kConverged;
+  } else if (!measured) {
+    s.status = kNonFinite;
+  } else if (s.outcome == kBroken) {
+    s.status = kBreakdown;
+  } else if ((refuted && s.residual > 0.5 * before) || s.slow >= 2) {
+    s.status = kStagnated;
+  } else if (s.iterations >= p.max_iters) {
+    s.status = kMaxIters;
+  } else if (stop) {
+    s.status = kStopped;
+  }
+  return accept;
+}
+
+}  // namespace soae
