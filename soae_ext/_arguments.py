@@ -1,0 +1,151 @@
+"""Every check of a solve's arguments, before any work: one error that names the argument and the remedy."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from soae_ext._driver import Callback, Problem
+from soae_ext._operators import Operator, as_operator
+from soae_ext._workspace import Workspace
+
+_REAL = (torch.float32, torch.float64)
+_ORTHOGONALIZATIONS = {"auto": "mgs", "mgs": "mgs", "cgs2": "cgs2"}
+_BASIS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_COUNT_LIMIT = 2**31 - 1  # iteration counts are int32
+
+
+def prepare(
+    A: Operator | Tensor,
+    b: Tensor,
+    x0: Tensor | None,
+    *,
+    M: Operator | Tensor | None,
+    rtol: float | Tensor,
+    atol: float | Tensor,
+    restart: int,
+    max_iters: int | None,
+    flexible: bool,
+    orthogonalization: str,
+    basis_dtype: torch.dtype | None,
+    history: bool,
+    callback: Callback | None,
+    workspace: Workspace,
+    compact: bool,
+) -> Problem:
+    """The validated problem. Raises `TypeError`, `ValueError` or `NotImplementedError`."""
+    _check_b(b)
+    if x0 is not None:
+        _check_x0(x0, b)
+    if basis_dtype is not None:
+        if basis_dtype not in _BASIS_DTYPES:
+            _refuse("basis_dtype", f"unknown {basis_dtype!r}: use None, which stores the basis in b's dtype")
+        raise NotImplementedError("gmres: basis_dtype is not implemented: pass None, which stores it in b's dtype")
+    if orthogonalization not in _ORTHOGONALIZATIONS:
+        names = ", ".join(map(repr, _ORTHOGONALIZATIONS))
+        _refuse("orthogonalization", f"unknown {orthogonalization!r}: use one of {names}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"gmres: callback: expected a callable or None, got {type(callback).__name__}")
+    if not isinstance(workspace, Workspace):
+        raise TypeError(f"gmres: workspace: expected a Workspace() or None, got {type(workspace).__name__}")
+    cycle = _count("restart", restart, least=1)
+    return Problem(
+        b=b.detach(),
+        x0=None if x0 is None else x0.detach(),
+        A=as_operator("A", A, b),
+        M=None if M is None else as_operator("M", M, b),
+        rtol=_tolerance("rtol", rtol, b),
+        atol=_tolerance("atol", atol, b),
+        restart=min(cycle, max(b.flatten(1).shape[1], 1)),
+        max_iters=min(10 * cycle if max_iters is None else _count("max_iters", max_iters, least=0), _COUNT_LIMIT),
+        flexible=bool(flexible),
+        orthogonalization=_ORTHOGONALIZATIONS[orthogonalization],
+        history=bool(history),
+        callback=callback,
+        compact=bool(compact),
+        workspace=workspace,
+    )
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise ValueError(f"gmres: {name}: {why}")
+
+
+def _check_b(b: Tensor) -> None:
+    if not isinstance(b, Tensor):
+        raise TypeError(f"gmres: b: expected a tensor (B, *shape), got {type(b).__name__}: use torch.as_tensor")
+    if b.layout != torch.strided:
+        _refuse("b", f"expected a dense tensor, got layout {b.layout}: use b.to_dense()")
+    try:
+        b.data_ptr()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "gmres: b: has no storage (inside vmap, or a fake tensor): call gmres outside vmap, it is batched already"
+        ) from error
+    if b.ndim < 2:
+        _refuse("b", f"expected (B, *shape), got shape {tuple(b.shape)}: add a batch dimension: b[None]")
+    if b.dtype.is_complex:
+        raise NotImplementedError("gmres: b: complex systems are not implemented: solve the real form of twice the size")
+    if b.dtype not in _REAL:
+        raise TypeError(f"gmres: b: expected float32 or float64, got {b.dtype}: convert with b.float()")
+    if b.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            "gmres: b: gradients through the solve are not implemented: pass b.detach() or solve under torch.no_grad()"
+        )
+
+
+def _check_x0(x0: Tensor, b: Tensor) -> None:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"gmres: x0: expected a tensor like b or None, got {type(x0).__name__}")
+    if x0.shape != b.shape:
+        _refuse("x0", f"shape {tuple(x0.shape)} differs from b's {tuple(b.shape)}: use x0.expand_as(b) or x0.view_as(b)")
+    if x0.dtype != b.dtype:
+        raise TypeError(f"gmres: x0: dtype {x0.dtype} differs from b's {b.dtype}: convert with x0.to(b.dtype)")
+    if x0.device != b.device:
+        _refuse("x0", f"on {x0.device} while b is on {b.device}: move it with x0.to(b.device)")
+    if x0.layout != torch.strided:
+        _refuse("x0", f"expected a dense tensor, got layout {x0.layout}: use x0.to_dense()")
+
+
+def _tolerance(name: str, value: float | Tensor, b: Tensor) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.ndim == 0:
+            value = float(value)
+        else:
+            if value.shape != b.shape[:1]:
+                _refuse(name, f"expected a float or a tensor ({b.shape[0]},), got shape {tuple(value.shape)}")
+            if value.dtype.is_complex or value.dtype == torch.bool:
+                raise TypeError(f"gmres: {name}: expected real numbers, got {value.dtype}")
+            if not bool((value >= 0).all()):
+                _refuse(name, "negative or NaN: every tolerance must be >= 0")
+            return value.detach().to(b.device, torch.float64)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        try:
+            value = float(_number(value))
+        except TypeError:
+            raise TypeError(f"gmres: {name}: expected a float or a (B,) tensor, got {type(value).__name__}") from None
+    if not value >= 0:
+        _refuse(name, f"{value} is negative or NaN: it must be >= 0")
+    return float(value)
+
+
+def _number(value: Any) -> float:
+    """NumPy scalars and their like, but neither text nor bool."""
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError
+    return float(value)
+
+
+def _count(name: str, value: int, *, least: int) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"gmres: {name}: expected an integer, got {type(value).__name__}")
+    if count < least:
+        _refuse(name, f"{count} is too small: it must be >= {least}")
+    return count

@@ -1,0 +1,217 @@
+"""The compiled backends: which of them there are, and the engine that hands them pointers."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soae_ext._driver import Problem
+
+_REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
+_DTYPES = {torch.float32: 0, torch.float64: 1}
+_ORTHOGONALIZATIONS = {"mgs": 0, "cgs2": 1}
+_LINE = 128  # bytes: basis rows are padded to whole cache lines
+_LAG = 2  # how many steps late convergence is read on CUDA, so that the host never waits for the newest
+
+try:
+    extension: ModuleType | None = importlib.import_module("soae_ext._C")
+    missing = ""
+except ImportError as error:
+    extension, missing = None, str(error)
+
+# Compiled modules that run CUDA sources on host memory, by backend name. Tests add the SIMT build.
+host_modules: dict[str, ModuleType] = {}
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+def _remedy(kind: str) -> str:
+    if extension is None:
+        return f"the compiled extension is missing ({missing}). Install it with: pip install ."
+    return f"soae_ext was built without CUDA (no nvcc at install). Reinstall with {_REBUILD}"
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """The backend that serves tensors on `device`: `"cuda"`, `"cpu"`, `"reference"` or the name of a host module.
+
+    Raises `ValueError` for an unknown name and `RuntimeError` for one that is missing or does not fit the device.
+    """
+    known = ["auto", "cuda", "cpu", "reference", *host_modules]
+    if backend not in known:
+        raise ValueError(f"gmres: backend: unknown {backend!r}: use one of {', '.join(map(repr, known))}")
+    if backend == "reference":
+        return backend
+    if backend in host_modules:
+        if device.type != "cpu":
+            raise RuntimeError(f"gmres: backend: {backend!r} works on CPU tensors, b is on {device}")
+        return backend
+    wanted = device.type if backend == "auto" else backend
+    if wanted != device.type:
+        if backend != "auto":
+            raise RuntimeError(
+                f"gmres: backend: {backend!r} does not fit b on {device}: move b and A, or use backend='auto'"
+            )
+    if extension is not None and hasattr(extension, wanted):
+        return wanted
+    if backend == "auto":
+        reason = _remedy(wanted) if wanted in ("cpu", "cuda") else f"there are no kernels for {device.type} tensors."
+        _warn_once(f"gmres runs the slower pure-PyTorch reference on {device.type} tensors: {reason}")
+        return "reference"
+    raise RuntimeError(f"gmres: backend: {backend!r} is not available: {_remedy(wanted)}")
+
+
+class NativeEngine:
+    """Arrays and launches of one solve on a compiled backend; see `soae_ext._driver.Engine` and `csrc/gmres.h`."""
+
+    def __init__(self, problem: Problem, backend: str) -> None:
+        self.problem = problem
+        if backend in host_modules:
+            module = host_modules[backend]
+            self.launch = module.cuda
+        else:
+            assert extension is not None
+            module = extension
+            self.launch = getattr(module, backend)
+        b = problem.b
+        self.device, self.shape = b.device, b.shape
+        self.x = torch.zeros(b.shape, dtype=b.dtype, device=b.device)
+        self._allocate(module)
+        self.stream = torch.cuda.current_stream(b.device).cuda_stream if b.is_cuda else 0
+        self.poll = _Poll(self.active) if b.is_cuda else None
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return self.problem.workspace.take(name, shape, dtype, self.device)
+
+    def _allocate(self, module: ModuleType) -> None:
+        problem, layout = self.problem, module.SYSTEM
+        batch, n, m, dtype = problem.batch, problem.n, problem.restart, problem.b.dtype
+        line = _LINE // dtype.itemsize
+        ld = -(-n // line) * line
+        self.b = self._contiguous("b", problem.b)
+        self.direction = self._take("direction", tuple(self.shape), dtype)
+        candidate = self._take("candidate", (batch, n), dtype)
+        basis = self._take("basis", (batch, m + 1, ld), dtype)
+        self.images = self._take("images", (batch, m, ld), dtype) if problem.keeps_images else None
+        self.estimates = self._take("estimates", (batch, m), torch.float64)
+        self.active = self._take("active", (m + 1,), torch.int32)
+        records = self._take("systems", (batch, layout["size"] // 8), torch.float64)
+        fields = records.view(torch.int32)
+        self.residual = records[:, layout["residual"]]
+        self.status, self.outcome, self.iterations = (fields[:, layout[f]] for f in ("status", "outcome", "iterations"))
+        small = {
+            "r": self._take("r", (batch, m * (m + 1) // 2), torch.float64),
+            "rotations": self._take("rotations", (batch, m, 2), torch.float64),
+            "g": self._take("g", (batch, m + 1), torch.float64),
+            "rtol": self._tolerance("rtol", problem.rtol),
+            "atol": self._tolerance("atol", problem.atol),
+        }
+        arrays = {
+            **small,
+            "b": self.b,
+            "x": self.x,
+            "candidate": candidate,
+            "direction": self.direction,
+            "basis": basis,
+            "update": basis if self.images is None else self.images,
+            "estimates": self.estimates,
+            "systems": records,
+            "active": self.active,
+        }
+        solve = module.Solve()
+        solve.batch, solve.n, solve.ld, solve.restart, solve.max_iters = batch, n, ld, m, problem.max_iters
+        solve.dtype, solve.orthogonalization = _DTYPES[dtype], _ORTHOGONALIZATIONS[problem.orthogonalization]
+        solve.device, solve.threads = self.device.index or 0, torch.get_num_threads()
+        solve.update_rows = m + 1 if self.images is None else m
+        for name, array in arrays.items():
+            setattr(solve, name, array.data_ptr())
+        scratch = self._take("scratch", (self.launch.scratch_bytes(solve),), torch.uint8)
+        solve.scratch = scratch.data_ptr()
+        self.solve, self.arrays = solve, [*arrays.values(), scratch]
+
+    def _tolerance(self, name: str, value: float | Tensor) -> Tensor:
+        out = self._take(name, (self.problem.batch,), torch.float64)
+        return out.copy_(value) if isinstance(value, Tensor) else out.fill_(value)
+
+    def _contiguous(self, name: str, v: Tensor) -> Tensor:
+        """`v` itself where the kernels can read it, else a copy in the workspace."""
+        return v if v.is_contiguous() else self._take(name, tuple(v.shape), v.dtype).copy_(v)
+
+    def start_from(self, x0: Tensor) -> None:
+        """Put x0 in place, and where its residual matters into `direction`; zeros elsewhere."""
+        self.x.copy_(x0)
+        self.direction.copy_(x0)
+        b_peak, x_peak = self._peak("b_peak", self.b), self._peak("x_peak", self.x)
+        # False for zero b, which is solved already, and for a NaN or infinity in either.
+        regular = (b_peak > 0) & (b_peak < torch.inf) & (x_peak < torch.inf)
+        self.direction.masked_fill_(~regular.view(-1, *[1] * (x0.ndim - 1)), 0.0)
+
+    def begin(self, ax: Tensor | None) -> None:
+        self.active.zero_()
+        address = 0 if ax is None else self._contiguous("w", ax).data_ptr()
+        self.launch.begin(self.solve, address, self.stream)
+        self._post(0)
+
+    def _peak(self, name: str, v: Tensor) -> Tensor:
+        out = self._take(name, (v.shape[0],), v.dtype)
+        return torch.linalg.vector_norm(v.flatten(1), torch.inf, dim=1, out=out)
+
+    def keep_image(self, j: int, z: Tensor) -> None:
+        assert self.images is not None
+        self.images[:, j, : self.problem.n].copy_(z.reshape(z.shape[0], -1))
+
+    def step(self, j: int, w: Tensor) -> None:
+        self.launch.step(self.solve, j, self._contiguous("w", w).data_ptr(), self.stream)
+        self._post(j + 1)
+
+    def finish(self) -> None:
+        preconditioned = self.problem.M is not None and self.images is None
+        self.launch.finish(self.solve, preconditioned, self.stream)
+
+    def correct(self, z: Tensor) -> None:
+        self.launch.correct(self.solve, self._contiguous("w", z).data_ptr(), self.stream)
+
+    def close(self, ax: Tensor, *, stop: bool) -> None:
+        self.active.zero_()
+        self.launch.close(self.solve, self._contiguous("w", ax).data_ptr(), stop, self.stream)
+        self._post(0)
+
+    def _post(self, slot: int) -> None:
+        if self.poll:
+            self.poll.post(slot)
+
+    def idle(self, j: int, *, wait: bool) -> bool:
+        """Whether no system is active after step j, as far as is known without waiting for the newest step."""
+        if not self.poll:
+            return int(self.active[j + 1]) == 0
+        slot = j + 1 if wait else j + 1 - _LAG
+        return slot > 0 and self.poll.read(slot) == 0
+
+    def running(self) -> int:
+        return self.poll.read(0) if self.poll else int(self.active[0])
+
+
+class _Poll:
+    """Brings the device's counters to the host without stopping the stream: pinned memory and one event a step."""
+
+    def __init__(self, active: Tensor) -> None:
+        self.active = active
+        self.mail = torch.empty(active.shape, dtype=active.dtype, pin_memory=True)
+        self.events: list[Any] = [torch.cuda.Event() for _ in range(_LAG + 1)]
+
+    def post(self, slot: int) -> None:
+        self.mail[slot : slot + 1].copy_(self.active[slot : slot + 1], non_blocking=True)
+        self.events[slot % len(self.events)].record(torch.cuda.current_stream(self.active.device))
+
+    def read(self, slot: int) -> int:
+        self.events[slot % len(self.events)].synchronize()
+        return int(self.mail[slot])

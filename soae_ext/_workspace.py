@@ -1,0 +1,58 @@
+"""Memory that outlives a solve, and the lock that keeps two solves out of it at once."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 256  # bytes: what cudaMalloc gives, and enough for any vector load
+
+
+class Workspace:
+    """Scratch memory that consecutive solves share.
+
+    Pass one `Workspace()` to many `gmres` calls and each of them reuses what the ones before allocated: buffers grow
+    to fit and never shrink, and a second solve of equal size allocates its result tensors only (on a compiled backend).
+    Results never alias it. One solve at a time: nested or concurrent use raises `RuntimeError`.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Workspace({self.nbytes / 2**20:.1f} MiB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held at present."""
+        return sum(buffer.numel() for buffer in self._buffers.values())
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A contiguous tensor of that shape, uninitialised or holding what its last user left; 256-byte aligned."""
+        size = math.prod(shape) * dtype.itemsize
+        buffer = self._buffers.get((name, device))
+        if buffer is None or buffer.numel() < size + _ALIGNMENT:
+            with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
+                buffer = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+            self._buffers[name, device] = buffer
+        start = -buffer.data_ptr() % _ALIGNMENT
+        return buffer[start : start + size].view(dtype).view(tuple(shape))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Held for the length of one solve."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "gmres: workspace: already used by another solve (nested or in another thread): give each its own "
+                "Workspace()"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
