@@ -1,0 +1,51 @@
+"""The compiled module (csrc/binding.cpp). Pointers and streams are plain integers."""
+
+from typing import Any, Protocol
+
+class Solve:
+    batch: int
+    n: int
+    ld: int
+    restart: int
+    max_iters: int
+    dtype: int
+    orthogonalization: int
+    device: int
+    threads: int
+    update_rows: int
+    b: int
+    x: int
+    candidate: int
+    direction: int
+    basis: int
+    update: int
+    r: int
+    rotations: int
+    g: int
+    estimates: int
+    rtol: int
+    atol: int
+    systems: int
+    active: int
+    scratch: int
+    def __init__(self) -> None: ...
+
+class Launchers(Protocol):
+    def scratch_bytes(self, solve: Solve) -> int: ...
+    def begin(self, solve: Solve, ax: int, stream: int) -> None: ...
+    def step(self, solve: Solve, j: int, w: int, stream: int) -> None: ...
+    def finish(self, solve: Solve, preconditioned: bool, stream: int) -> None: ...
+    def correct(self, solve: Solve, z: int, stream: int) -> None: ...
+    def close(self, solve: Solve, ax: int, stop: bool, stream: int) -> None: ...
+
+class CudaLaunchers(Launchers, Protocol):
+    """A build without CUDA has no attribute `cuda`."""
+
+    def runtime_version(self) -> int: ...
+    def driver_version(self) -> int: ...
+
+SYSTEM: dict[str, int]
+cpu: Launchers
+cuda: CudaLaunchers
+
+def build_info() -> dict[str, Any]: ...
