@@ -1,0 +1,99 @@
+// One Arnoldi step of one system.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "cpu/parallel.h"
+#include "cpu/vector.h"
+#include "rules.h"
+
+namespace soae::cpu {
+
+// Rows first..first+3 of a row-major matrix with `rows` rows, from column `offset` on.
+template <typename T>
+Panel<T> make_panel(const T* matrix, int64_t ld, int32_t first, int32_t rows, int64_t offset) {
+  Panel<T> panel;
+  for (int i = 0; i < kPanel; ++i) panel.row[i] = matrix + std::min(first + i, rows - 1) * ld + offset;
+  return panel;
+}
+
+// row = scale * values of this thread's chunks as a new basis vector (zero-padded) and as the operator's next input.
+template <typename T>
+void write_vector(const Solve& p, T* basis_row, T* direction, const T* row, double scale, const Team& team) {
+  team.each([&](int64_t offset, int64_t count) {
+    multiply(basis_row + offset, row + offset, static_cast<T>(scale), count);
+    std::copy_n(basis_row + offset, count, direction + offset);
+  });
+  if (team.leader()) std::fill(basis_row + p.n, basis_row + p.ld, T(0));
+}
+
+template <typename T>
+void write_zeros(T* direction, const Team& team) {
+  team.each([&](int64_t offset, int64_t count) { std::fill_n(direction + offset, count, T(0)); });
+}
+
+// Orthogonalises w against rows 0..j of the basis, four rows at a time: every pass over w subtracts one panel, which it
+// finds in the cache, and multiplies with the next, which it brings there. The vector that is left is in team.row().
+template <typename T>
+void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& team) {
+  T* const direction = static_cast<T*>(p.direction) + system * p.n;
+  if (p.systems[system].outcome != kActive) return write_zeros(direction, team);
+
+  w += system * p.n;  // may be `direction`: nothing is written there until all of w was read
+  double largest;
+  team.max(1, &largest, [&](int64_t offset, int64_t count, double* out) { out[0] = max_abs(w + offset, count); });
+  if (!is_finite(largest)) {
+    if (team.leader()) reject_column(p, system);
+    return write_zeros(direction, team);
+  }
+
+  const int32_t exponent = scale_exponent(largest, p.dtype);
+  const int32_t rows = j + 1;
+  const int32_t panels = (rows + kPanel - 1) / kPanel;
+  const int32_t passes = panels * (p.orthogonalization == kCgs2 ? 2 : 1);
+  T* const basis = static_cast<T*>(p.basis) + system * (p.restart + 1) * p.ld;
+  T* const row = team.row<T>();
+  double* const column = team.column();
+  const auto panel_at = [&](int32_t pass, int64_t offset) {
+    return make_panel(basis, p.ld, pass % panels * kPanel, rows, offset);
+  };
+
+  double sums[kPanel + 1];
+  T h[kPanel];
+  const T scale = std::ldexp(T(1), -exponent);
+  team.sum(kPanel + 1, sums, [&](int64_t offset, int64_t count, double* out) {
+    scale_dot(row + offset, w + offset, scale, panel_at(0, offset), out, count);
+  });
+  const double av = std::sqrt(sums[kPanel]);
+  for (int32_t pass = 0; pass < passes; ++pass) {
+    const int32_t first = pass % panels * kPanel;
+    for (int i = 0; i < kPanel; ++i) {
+      const bool present = first + i < rows;
+      h[i] = present ? static_cast<T>(sums[i]) : T(0);
+      // What is subtracted is what is recorded, rounding included.
+      if (present && team.leader()) column[first + i] = (pass < panels ? 0.0 : column[first + i]) + double(h[i]);
+    }
+    if (pass + 1 < passes) {
+      team.sum(kPanel, sums, [&](int64_t offset, int64_t count, double* out) {
+        update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset), out, count);
+      });
+    } else {
+      team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
+        out[0] = update_norm(row + offset, panel_at(pass, offset), h, count);
+      });
+    }
+  }
+  const double norm = std::sqrt(sums[0]);
+
+  if (team.leader()) {
+    for (int32_t i = 0; i < rows; ++i) column[i] = std::ldexp(column[i], exponent);
+    append_column(p, system, j, column, std::ldexp(norm, exponent), std::ldexp(av, exponent));
+  }
+  team.wait();
+  if (p.systems[system].outcome != kActive) return write_zeros(direction, team);
+  write_vector(p, basis + (j + 1) * p.ld, direction, row, 1.0 / norm, team);
+}
+
+}  // namespace soae::cpu
