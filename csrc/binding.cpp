@@ -7,6 +7,9 @@
 #include <string>
 
 #include "gmres.h"
+#if defined(SOAE_SIMT)
+#include "simt/simt.h"
+#endif
 
 #ifndef SOAE_MODULE
 #define SOAE_MODULE _C
@@ -106,6 +109,7 @@ void add_solve(py::module_& m) {
   def_pointer(c, "update", &Solve::update);
   def_pointer(c, "r", &Solve::r);
   def_pointer(c, "rotations", &Solve::rotations);
+  def_pointer(c, "inverse", &Solve::inverse);
   def_pointer(c, "g", &Solve::g);
   def_pointer(c, "estimates", &Solve::estimates);
   def_pointer(c, "rtol", &Solve::rtol);
@@ -175,5 +179,11 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
     m.attr("cuda").attr("runtime_version") = py::cpp_function(&runtime_version);
     m.attr("cuda").attr("driver_version") = py::cpp_function(&driver_version);
   }
+#endif
+#if defined(SOAE_SIMT)
+  m.def("set_schedule", &soae::simt::set_schedule, py::arg("name"), py::arg("seed") = 0);
+  m.def("set_multiprocessors", &soae::simt::set_multiprocessors, py::arg("count"));
+  m.def("force_plan", &soae::simt::force_plan, py::arg("variant") = -1, py::arg("chunks") = -1);
+  m.def("self_test", &soae::simt::self_test, py::arg("name"));
 #endif
 }

@@ -40,6 +40,7 @@ enum Outcome : int32_t {
   kBroken = 3,     // breakdown, happy or not
   kBadColumn = 4,  // the operator returned something non-finite
   kFrozen = 5,     // has its verdict already
+  kSaturated = 6,  // R became numerically singular without a breakdown: the cycle is over, a new one may help
 };
 
 // One record per system, 72 bytes; Python reads it through strided views (binding.cpp exports the offsets).
@@ -48,7 +49,7 @@ struct System {
   double residual;    // true residual norm of x
   double beta;        // norm of the cycle's first residual times 2^-scale
   double max_av;      // max ||A v_i|| of this cycle
-  double max_pivot;   // max |R_ii| of this cycle
+  double max_pivot;   // max |R_ii| of this cycle, a lower bound of its largest singular value
   int32_t scale;      // the cycle works on residuals times 2^-scale, so that no square over- or underflows
   int32_t status;     // Status
   int32_t outcome;    // Outcome
@@ -81,6 +82,7 @@ struct Solve {
 
   double* r;            // (B, m(m+1)/2) R by packed columns: column j starts at j(j+1)/2
   double* rotations;    // (B, m, 2) cosine, sine
+  double* inverse;      // (B, m) state of the condition estimate of R
   double* g;            // (B, m+1) rotated right-hand side, times 2^-scale
   double* estimates;    // (B, m) residual estimate after each step of the cycle, absolute; only written by steps taken
   const double* rtol;   // (B)

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #include "gmres.h"
 
@@ -42,6 +41,28 @@ SOAE_HD void make_rotation(double a, double b, double& c, double& s, double& r) 
   s = r > 0.0 ? b / r : 0.0;
 }
 
+// The smallest singular value of R, estimated from one column to the next (incremental condition estimation: Bischof,
+// SIAM J. Matrix Anal. Appl. 11, 1990). x: k entries with R' x = d, |d| = 1 and |x| as large as could be had, k+1 after
+// the call. column: R's new column above the diagonal; pivot > 0: on it.
+SOAE_HD double smallest_singular_value(double* x, int32_t k, const double* column, double pivot) {
+  double alpha = 0.0, squares = 0.0;
+  for (int32_t i = 0; i < k; ++i) {
+    alpha += column[i] * x[i];
+    squares += (pivot * x[i]) * (pivot * x[i]);
+  }
+  // The new x is (s x, (c - s alpha) / pivot) with s^2 + c^2 = 1: the longest, by a 2 x 2 eigenproblem.
+  const double p = squares + alpha * alpha;
+  const double half = 0.5 * (p - 1.0), root = hypot(half, alpha);
+  double s = p >= 1.0 ? half + root : -alpha;
+  double c = p >= 1.0 ? -alpha : root - half;
+  const double norm = hypot(s, c);
+  s = norm > 0.0 ? s / norm : 0.0;
+  c = norm > 0.0 ? c / norm : 1.0;
+  for (int32_t i = 0; i < k; ++i) x[i] *= s;
+  x[k] = (c - s * alpha) / pivot;
+  return pivot / sqrt(0.5 * (p + 1.0) + root);
+}
+
 // Ends step j of one system. column: h_{0..j,j}, overwritten; next: h_{j+1,j} = norm of the orthogonalised vector;
 // av: ||A v_j||. Stores R's column, the rotation, the new right-hand side and the estimate, and decides the outcome.
 SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* column, double next, double av) {
@@ -62,11 +83,11 @@ SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* co
   s.iterations += 1;
   s.max_av = fmax(s.max_av, av);
   const bool breakdown = next <= negligible(p.dtype) * s.max_av;
-  const double max_pivot = fmax(s.max_pivot, pivot);
+  const double least = negligible(p.dtype) * fmax(s.max_pivot, pivot);
   double estimate = fabs(g[j]);
-  if (pivot <= negligible(p.dtype) * max_pivot) {
+  if (pivot <= least || smallest_singular_value(p.inverse + system * p.restart, j, r, pivot) <= least) {
     // y_j = 0: the column is left out and the estimate stays what it was before it.
-    s.outcome = kBroken;
+    s.outcome = breakdown || pivot <= least ? kBroken : kSaturated;
   } else {
     r[j] = pivot;
     rotations[2 * j] = c;
@@ -74,16 +95,18 @@ SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* co
     g[j + 1] = -sn * g[j];
     g[j] = c * g[j];
     estimate = fabs(g[j + 1]);
-    s.max_pivot = max_pivot;
+    s.max_pivot = fmax(s.max_pivot, pivot);
     s.length = j + 1;
     if (breakdown) {
       s.outcome = kBroken;
     } else if (ldexp(estimate, s.scale) <= s.tolerance) {
       s.outcome = kClaimed;
-    } else if (s.iterations >= p.max_iters) {
-      s.outcome = kExhausted;
     }
   }
+  if (s.outcome == kActive && s.iterations >= p.max_iters) s.outcome = kExhausted;
+  const bool last = s.outcome != kActive || j + 1 == p.restart;
+  // A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.
+  if (last && estimate > 0.999 * s.beta) s.length = 0;
   p.estimates[system * p.restart + j] = ldexp(estimate, s.scale);
 }
 
@@ -130,7 +153,6 @@ struct Opening {
 // The first verdict. Returns whether x must be set to zero. The caller fills the rest of the cycle's start.
 SOAE_HD bool open_system(const Solve& p, int64_t system, const Opening& o) {
   System& s = p.systems[system];
-  const double nan = std::numeric_limits<double>::quiet_NaN();
   s.iterations = 0;
   s.claimed = 0;
   s.slow = 0;
@@ -142,7 +164,7 @@ SOAE_HD bool open_system(const Solve& p, int64_t system, const Opening& o) {
     zero_x = true;
   } else if (!o.b_finite || !o.x_finite || !o.r_finite) {
     s.status = kNonFinite;
-    s.residual = nan;
+    s.residual = NAN;
     zero_x = !o.x_finite;
   } else {
     s.residual = ldexp(o.r_norm, o.r_exponent);
@@ -167,7 +189,7 @@ SOAE_HD bool close_system(const Solve& p, int64_t system, double norm, bool cand
   }
   const bool accept = measured && norm < before;
   if (accept) s.residual = norm;
-  const bool full = s.outcome == kActive && s.length == p.restart;
+  const bool full = (s.outcome == kActive && !stop) || s.outcome == kSaturated;
   const bool refuted = s.claimed != 0;
   s.claimed = s.outcome == kClaimed;
   s.slow = full && s.residual > 0.999 * before ? s.slow + 1 : 0;

@@ -111,6 +111,7 @@ class NativeEngine:
         small = {
             "r": self._take("r", (batch, m * (m + 1) // 2), torch.float64),
             "rotations": self._take("rotations", (batch, m, 2), torch.float64),
+            "inverse": self._take("inverse", (batch, m), torch.float64),
             "g": self._take("g", (batch, m + 1), torch.float64),
             "rtol": self._tolerance("rtol", problem.rtol),
             "atol": self._tolerance("atol", problem.atol),

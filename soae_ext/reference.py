@@ -20,7 +20,7 @@ from torch import Tensor
 from soae_ext._driver import ACTIVE, RUNNING, Problem
 
 _CONVERGED, _MAX_ITERS, _STAGNATED, _BREAKDOWN, _NON_FINITE, _STOPPED = range(6)
-_CLAIMED, _EXHAUSTED, _BROKEN, _BAD_COLUMN, _FROZEN = range(1, 6)
+_CLAIMED, _EXHAUSTED, _BROKEN, _BAD_COLUMN, _FROZEN, _SATURATED = range(1, 7)
 
 
 def gmres(A: Any, b: Tensor, x0: Tensor | None = None, **options: Any) -> Any:
@@ -80,6 +80,7 @@ class ReferenceEngine:
         self.basis = self._new(batch, m + 1, n, dtype=self.dtype)
         self.images = self._new(batch, m, n, dtype=self.dtype) if problem.keeps_images else None
         self.r = self._new(batch, m, m)
+        self.inverse = self._new(batch, m)
         self.g = self._new(batch, m + 1)
         self.estimates = self._new(batch, m)
         self.textbook = problem.orthogonalization == "mgs"
@@ -180,8 +181,10 @@ class ReferenceEngine:
         self.iterations += active
         self.max_av = torch.maximum(self.max_av, av).where(active, self.max_av)
         breakdown = active & (subdiagonal <= self.negligible * self.max_av)
-        singular = active & (pivot <= self.negligible * torch.maximum(self.max_pivot, pivot))
-        used = active & ~singular
+        least = self.negligible * torch.maximum(self.max_pivot, pivot)
+        singular = active & (pivot <= least)
+        saturated = active & ~singular & (self._smallest_singular_value(j, column[:, :j], pivot) <= least)
+        used = active & ~singular & ~saturated
         self.max_pivot = torch.maximum(self.max_pivot, pivot).where(used, self.max_pivot)
 
         before = self.g[:, j].clone()
@@ -192,11 +195,30 @@ class ReferenceEngine:
         self._store_rotation(j, cosine.where(used, 1.0), sine.where(used, 0.0))
         self.length = torch.where(used, j + 1, self.length).to(torch.int32)
 
-        estimate = self.g[:, j + 1].abs().where(used, before.abs()) * _power(self.scale)
-        self.estimates[:, j] = estimate.where(active, self.estimates[:, j])
-        self.outcome.masked_fill_(used & (self.iterations >= self.problem.max_iters), _EXHAUSTED)
-        self.outcome.masked_fill_(used & (estimate <= self.tolerance), _CLAIMED)
+        estimate = self.g[:, j + 1].abs().where(used, before.abs())
+        absolute = estimate * _power(self.scale)
+        self.estimates[:, j] = absolute.where(active, self.estimates[:, j])
+        self.outcome.masked_fill_(active & (self.iterations >= self.problem.max_iters), _EXHAUSTED)
+        self.outcome.masked_fill_(used & (absolute <= self.tolerance), _CLAIMED)
+        self.outcome.masked_fill_(saturated, _SATURATED)
         self.outcome.masked_fill_(breakdown | singular, _BROKEN)
+        # A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.
+        last = active & ((self.outcome != ACTIVE) | (j + 1 == self.problem.restart))
+        self.length.masked_fill_(last & (estimate > 0.999 * self.beta), 0)
+
+    def _smallest_singular_value(self, j: int, column: Tensor, pivot: Tensor) -> Tensor:
+        """Of R with this column appended, by incremental condition estimation (Bischof, SIMAX 11, 1990)."""
+        x = self.inverse[:, :j]
+        alpha = (column * x).sum(1)
+        p = (pivot[:, None] * x).square().sum(1) + alpha.square()
+        half = (p - 1) / 2
+        root = torch.hypot(half, alpha)
+        direction = torch.where(p >= 1, torch.stack([half + root, -alpha]), torch.stack([-alpha, root - half]))
+        length = torch.hypot(direction[0], direction[1])
+        s, c = (direction / length).where(length > 0, x.new_tensor([[0.0], [1.0]]))
+        self.inverse[:, j] = (c - s * alpha) / pivot
+        self.inverse[:, :j] = s[:, None] * x
+        return pivot / ((p + 1) / 2 + root).sqrt()
 
     def _rotate(self, j: int, column: Tensor) -> Tensor:
         """The earlier rotations applied to a new column `(B, j+2)`."""
@@ -261,7 +283,7 @@ class ReferenceEngine:
         bad = self.outcome == _BAD_COLUMN
         accept = torch.where(bad, (self.length > 0) & finite & ~(norm >= before), measured & (norm < before))
         now = norm.where(accept, before)
-        full = (self.outcome == ACTIVE) & (self.length == self.problem.restart)
+        full = (self.outcome == _SATURATED) | ((self.outcome == ACTIVE) & (not stop))
         slow = torch.where(full & (now > 0.999 * before), self.slow + 1, 0).to(torch.int32)
         stagnated = ((self.claimed != 0) & (now > 0.5 * before)) | (slow >= 2)
 
