@@ -1,0 +1,34 @@
+#include "block_step.cuh"
+
+#include <utility>
+
+#include "steps.h"
+
+namespace soae::cuda {
+
+namespace {
+
+template <typename T, int kVariant>
+void launch_variant(const Solve& p, int32_t j, const void* w, void* stream) {
+  using Step = BlockStep<T, kVariant>;
+  launch(block_step<T, kVariant>, p.batch, Step::kThreads, Step::shared_bytes(j), stream, p, j,
+         static_cast<const T*>(w));
+}
+
+using Launch = void (*)(const Solve&, int32_t, const void*, void*);
+
+template <typename T, int... kVariant>
+Launch variant(int which, std::integer_sequence<int, kVariant...>) {
+  static constexpr Launch kTable[] = {launch_variant<T, kVariant>...};
+  return kTable[which];
+}
+
+}  // namespace
+
+void launch_block_step(const Solve& p, const Plan& plan, int32_t j, const void* w, void* stream) {
+  constexpr std::make_integer_sequence<int, kVariantCount> all{};
+  const Launch f = p.dtype == kFloat32 ? variant<float>(plan.variant, all) : variant<double>(plan.variant, all);
+  f(p, j, w, stream);
+}
+
+}  // namespace soae::cuda

@@ -1,0 +1,92 @@
+// One Arnoldi step of one system by one block, in one launch. The new vector stays in registers from the operator's
+// output to the basis, so every basis row is read once (twice for kCgs2).
+#pragma once
+
+#include "plan.h"
+#include "reduce.cuh"
+#include "rows.cuh"
+
+namespace soae::cuda {
+
+template <typename T, int kVariant>
+struct BlockStep {
+  static constexpr int kThreads = kVariants[kVariant].threads;
+  static constexpr int kChunks = kVariants[kVariant].chunks;
+  static constexpr int kPanel = kVariants[kVariant].panel;
+  static constexpr int kMinBlocks = kVariants[kVariant].min_blocks;
+  using Tile = cuda::Tile<T, kThreads, kChunks>;
+  using Reduce = BlockReduce<kThreads, kPanel>;
+
+  static std::size_t shared_bytes(int32_t j) {
+    return (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(j) + 1) * sizeof(double);
+  }
+};
+
+// w -= V V^T w for the rows [row, row + kPanel) of V that exist: classical within the panel, modified between panels.
+// The coefficients, times 2^exponent, are added to the column.
+template <typename T, int kVariant>
+SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
+                                     typename BlockStep<T, kVariant>::Reduce& reduce, const T* basis, int64_t ld,
+                                     int32_t chunks, int32_t row, int32_t rows, double* column, int32_t exponent) {
+  constexpr int kPanel = BlockStep<T, kVariant>::kPanel;
+  typename BlockStep<T, kVariant>::Tile v[kPanel];
+#pragma unroll
+  for (int q = 0; q < kPanel; ++q) v[q].load_basis(basis + (row + q) * ld, 0, row + q < rows ? chunks : 0);
+
+  T h[kPanel];
+#pragma unroll
+  for (int q = 0; q < kPanel; ++q) h[q] = v[q].dot(w);
+  reduce.sum_rows(h);
+
+#pragma unroll
+  for (int q = 0; q < kPanel; ++q) {
+    w.add(-h[q], v[q]);
+    if (thread_index() == 0 && row + q < rows) column[row + q] += ldexp(static_cast<double>(h[q]), exponent);
+  }
+}
+
+template <typename T, int kVariant>
+SOAE_KERNEL((BlockStep<T, kVariant>::kThreads), (BlockStep<T, kVariant>::kMinBlocks))
+block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
+  using Step = BlockStep<T, kVariant>;
+  const int64_t system = block_index();
+  const int32_t chunks = row_chunks<T>(p);
+  const Vector<T> direction = vector_of<T>(p, p.direction, system);
+  if (p.systems[system].outcome != kActive) return clear_vector(direction, 0, chunks);
+
+  typename Step::Reduce reduce(dynamic_shared<double>());
+  double* column = dynamic_shared<double>() + Step::Reduce::kDoubles;
+  for (int32_t i = thread_index(); i <= j; i += Step::kThreads) column[i] = 0.0;
+
+  typename Step::Tile w;
+  w.load(vector_of<T>(p, operator_output, system), 0);
+  const double largest = reduce.max(w.max_magnitude());
+  if (!is_finite(largest)) {
+    if (thread_index() == 0) reject_column(p, system);
+    return clear_vector(direction, 0, chunks);
+  }
+  const int32_t exponent = scale_exponent(largest, p.dtype);
+  w.scale(power_of_two<T>(-exponent));
+  const double before = sqrt(reduce.sum(w.dot(w)));
+
+  const T* basis = basis_row<T>(p, system, 0);
+  const int sweeps = p.orthogonalization == kCgs2 ? 2 : 1;
+  for (int sweep = 0; sweep < sweeps; ++sweep) {
+    for (int32_t row = 0; row <= j; row += Step::kPanel) {
+      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, chunks, row, j + 1, column, exponent);
+    }
+  }
+  const double after = sqrt(reduce.sum(w.dot(w)));
+
+  if (thread_index() == 0) {
+    append_column(p, system, j, column, ldexp(after, exponent), ldexp(before, exponent));
+    if (p.systems[system].outcome == kActive) atomic_add(&p.active[j + 1], 1);
+  }
+  block_barrier();
+  if (p.systems[system].outcome != kActive) return clear_vector(direction, 0, chunks);
+  w.scale(static_cast<T>(1.0 / after));
+  w.store_basis(basis_row<T>(p, system, j + 1), 0, chunks);
+  w.store(direction, 0);
+}
+
+}  // namespace soae::cuda

@@ -1,0 +1,145 @@
+// port.h for nvcc. Include port.h, not this.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define SOAE_KERNEL(threads, min_blocks) __global__ void __launch_bounds__(threads, min_blocks)
+#define SOAE_DEVICE __device__ __forceinline__
+#define SOAE_PARAM const __grid_constant__
+
+// Throws std::runtime_error with the call, the place and, where there is one, the remedy; clears the sticky error.
+#define SOAE_CUDA_CHECK(call)                                                            \
+  do {                                                                                   \
+    const cudaError_t soae_error = (call);                                               \
+    if (soae_error != cudaSuccess) ::soae::cuda::fail(soae_error, #call, __FILE__, __LINE__); \
+  } while (false)
+
+namespace soae::cuda {
+
+// ---- device ---------------------------------------------------------------------------------------------------------
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+SOAE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+SOAE_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
+SOAE_DEVICE int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
+
+SOAE_DEVICE void block_barrier() { __syncthreads(); }
+SOAE_DEVICE void fence() { __threadfence(); }
+
+// Called by whole warps only.
+template <typename T>
+SOAE_DEVICE T shuffle(T value, int lane) {
+  return __shfl_sync(kAllLanes, value, lane);
+}
+template <typename T>
+SOAE_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kAllLanes, value, mask);
+}
+
+SOAE_DEVICE int32_t atomic_add(int32_t* at, int32_t value) { return atomicAdd(at, value); }
+
+template <typename T>
+SOAE_DEVICE T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char soae_dynamic_shared[];
+  return reinterpret_cast<T*>(soae_dynamic_shared);
+}
+
+SOAE_DEVICE Chunk<float> load_chunk(const float* at) {
+  const float4 v = *reinterpret_cast<const float4*>(at);
+  return {{v.x, v.y, v.z, v.w}};
+}
+SOAE_DEVICE Chunk<double> load_chunk(const double* at) {
+  const double2 v = *reinterpret_cast<const double2*>(at);
+  return {{v.x, v.y}};
+}
+
+SOAE_DEVICE void store_chunk(float* at, const Chunk<float>& c) {
+  *reinterpret_cast<float4*>(at) = make_float4(c.a[0], c.a[1], c.a[2], c.a[3]);
+}
+SOAE_DEVICE void store_chunk(double* at, const Chunk<double>& c) {
+  *reinterpret_cast<double2*>(at) = make_double2(c.a[0], c.a[1]);
+}
+
+// Streamed read of memory that the running kernel does not write; zero where not valid. Predicated rather than
+// branched, so that the compiler issues a whole panel of loads back to back; not volatile, for the same reason.
+SOAE_DEVICE Chunk<float> load_stream(const float* at, bool valid) {
+  Chunk<float> c;
+  asm("{\n"
+      "  .reg .pred p;\n"
+      "  setp.ne.s32 p, %5, 0;\n"
+      "  mov.f32 %0, 0f00000000;\n"
+      "  mov.f32 %1, 0f00000000;\n"
+      "  mov.f32 %2, 0f00000000;\n"
+      "  mov.f32 %3, 0f00000000;\n"
+      "  @p ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=f"(c.a[0]), "=f"(c.a[1]), "=f"(c.a[2]), "=f"(c.a[3])
+      : "l"(at), "r"(static_cast<int>(valid)));
+  return c;
+}
+SOAE_DEVICE Chunk<double> load_stream(const double* at, bool valid) {
+  Chunk<double> c;
+  asm("{\n"
+      "  .reg .pred p;\n"
+      "  setp.ne.s32 p, %3, 0;\n"
+      "  mov.f64 %0, 0d0000000000000000;\n"
+      "  mov.f64 %1, 0d0000000000000000;\n"
+      "  @p ld.global.nc.L1::no_allocate.v2.f64 {%0, %1}, [%2];\n"
+      "}"
+      : "=d"(c.a[0]), "=d"(c.a[1])
+      : "l"(at), "r"(static_cast<int>(valid)));
+  return c;
+}
+
+// Reads what another block of the same launch wrote, from the cache that all blocks share.
+SOAE_DEVICE double load_coherent(const double* at) { return __ldcg(at); }
+
+// ---- host -----------------------------------------------------------------------------------------------------------
+
+[[noreturn]] void fail(cudaError_t error, const char* call, const char* file, int line);
+int multiprocessors(int device);  // cached
+int runtime_version();
+int driver_version();
+// Lets a kernel use more dynamic shared memory than every GPU grants unasked.
+void allow_shared(const void* kernel, std::size_t bytes);
+
+// Makes `device` current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    SOAE_CUDA_CHECK(cudaGetDevice(&previous_));
+    if (previous_ == device) return;
+    SOAE_CUDA_CHECK(cudaSetDevice(device));
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) static_cast<void>(cudaSetDevice(previous_));
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), int64_t blocks, int threads, std::size_t shared, void* stream,
+            const Args&... args) {
+  constexpr std::size_t kSharedUnasked = 48 * 1024;
+  if (shared > kSharedUnasked) allow_shared(reinterpret_cast<const void*>(kernel), shared);
+  if (blocks > INT32_MAX) throw std::runtime_error("soae_ext: too many systems for one launch: split the batch");
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  SOAE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+
+}  // namespace soae::cuda

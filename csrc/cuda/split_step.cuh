@@ -1,0 +1,255 @@
+// One Arnoldi step with the vectors of a system cut in pieces, a block each. Modified Gram-Schmidt in its inverse
+// compact WY form: with r = V^T w and L the strict lower triangle of V^T V, the coefficients h solve (I + L) h = r.
+// One read of V yields r and the row of L that the last vector adds, a second one subtracts V h:
+//     kMgs    dots, update, normalize               2 reads of V, 3 launches
+//     kCgs2   dots, project, update, normalize      3 reads of V from memory, 4 launches
+// project subtracts V h and measures V^T of what is left while its piece of V is still in the cache.
+// The block of a system that arrives last in a launch ends that launch's work on the system.
+#pragma once
+
+#include "plan.h"
+#include "reduce.cuh"
+#include "rows.cuh"
+#include "scratch.cuh"
+#include "triangular.cuh"
+#include "update.cuh"
+
+namespace soae::cuda {
+
+constexpr int kSplitWarps = kSplitThreads / kWarp;
+using SplitReduce = BlockReduce<kSplitThreads, 1>;
+
+// Shared memory of the kernels below, in doubles: reductions, partial dot products, one flag, one column.
+struct SplitShared {
+  static constexpr int kGroup = 32;  // rows between two barriers
+  static constexpr int kHalf = kSplitWarps * 2 * kGroup;
+  static constexpr int kDots = SplitReduce::kDoubles;
+  static constexpr int kFlag = kDots + 2 * kHalf;
+  static constexpr int kColumn = kFlag + 2;
+
+  static std::size_t bytes(int64_t restart) {
+    return (static_cast<std::size_t>(kColumn) + static_cast<std::size_t>(restart)) * sizeof(double);
+  }
+};
+
+// Whether this block is the last of its system to arrive. What the others stored before is visible to it.
+SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks, int32_t* flag) {
+  fence();
+  block_barrier();
+  if (thread_index() == 0) {
+    *flag = atomic_add(&state.arrived, 1) == blocks - 1;
+    if (*flag != 0) state.arrived = 0;
+  }
+  block_barrier();
+  fence();
+  return *flag != 0;
+}
+
+// Partial V_i^T w into the slots of V^T w for the rows [0, rows); kLower: also V_i^T last into the slots of L, for the
+// rows before the last one. Each warp leaves its sums of 32 rows in shared memory, then threads add the warps up.
+template <typename T, int kChunks, bool kLower>
+SOAE_DEVICE void store_dots(const Tile<T, kSplitThreads, kChunks>& w, const Tile<T, kSplitThreads, kChunks>& last,
+                            const Solve& p, const SplitScratch& scratch, const Piece& piece, int32_t rows) {
+  constexpr int kRows = kRowsInFlight<kChunks>;
+  constexpr int kGroup = SplitShared::kGroup;
+  constexpr int kLanesPerRow = kWarp / kRows;
+  static_assert(kGroup % kRows == 0, "a group is a number of panels");
+  const T* basis = basis_row<T>(p, piece.system, 0);
+  const int32_t chunks = row_chunks<T>(p);
+  const int writer = lane_index() % kLanesPerRow == 0 ? lane_index() / kLanesPerRow : -1;
+
+  for (int32_t group = 0; group < rows; group += kGroup) {
+    double* half = dynamic_shared<double>() + SplitShared::kDots + (group / kGroup % 2) * SplitShared::kHalf;
+    double* mine = half + warp_index() * 2 * kGroup;
+    for (int32_t row = group; row < rows && row < group + kGroup; row += kRows) {
+      Tile<T, kSplitThreads, kChunks> v[kRows];
+#pragma unroll
+      for (int q = 0; q < kRows; ++q) {
+        v[q].load_basis(basis + (row + q) * p.ld, piece.first, row + q < rows ? chunks : 0);
+      }
+      T dots[kRows];
+#pragma unroll
+      for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(w);
+      const T with_w = warp_sum_rows(dots);
+      if (writer >= 0) mine[row - group + writer] = static_cast<double>(with_w);
+      if constexpr (kLower) {
+#pragma unroll
+        for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(last);
+        const T with_last = warp_sum_rows(dots);
+        if (writer >= 0) mine[kGroup + row - group + writer] = static_cast<double>(with_last);
+      }
+    }
+    block_barrier();
+    const int32_t row = group + thread_index() % kGroup;
+    const bool lower = thread_index() >= kGroup;
+    if (thread_index() < (kLower ? 2 : 1) * kGroup && row < rows - (lower ? 1 : 0)) {
+      double total = 0.0;
+#pragma unroll
+      for (int i = 0; i < kSplitWarps; ++i) total += half[i * 2 * kGroup + thread_index()];
+      scratch.slot(piece.system, (lower ? scratch.lower_dots() : SplitScratch::kDots) + row)[piece.index] = total;
+    }
+  }
+}
+
+// The last block of `dots`: one exponent for the whole vector, then the coefficients in float64.
+SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch, int64_t system, int32_t j,
+                                    double* column) {
+  SplitState& state = scratch.state(system);
+  const ScaledSquares all = scratch.combine(system, SplitScratch::kExponent, SplitScratch::kSquares);
+  if (!all.finite()) {
+    if (thread_index() == 0) reject_column(p, system);
+    return;
+  }
+  block_barrier();  // all warps have read the exponents: they make way for factors
+  double* weights = scratch.slot(system, SplitScratch::kExponent);
+  for (int32_t i = thread_index(); i < scratch.pieces; i += kSplitThreads) {
+    weights[i] = ldexp(1.0, static_cast<int32_t>(load_coherent(weights + i) - all.exponent));
+  }
+  if (thread_index() == 0) {
+    state.exponent = all.power();
+    state.before = sqrt(all.squares);
+  }
+  fence();
+  block_barrier();
+
+  const bool mgs = p.orthogonalization == kMgs;
+  const UnitLower lower{scratch.lower_of(system), scratch.restart};
+  for (int32_t row = warp_index(); row <= j; row += kSplitWarps) {
+    const double dot = scratch.sum(system, SplitScratch::kDots + row, weights);
+    if (lane_index() == 0) column[row] = dot;
+    if (!mgs || row == j) continue;
+    const double gram = scratch.sum(system, scratch.lower_dots() + row, nullptr);
+    if (lane_index() == 0) lower.below(j, row) = gram;
+  }
+  fence();
+  block_barrier();
+  if (mgs) substitute(j + 1, column, lower);
+  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+    scratch.next_sweep(system)[i] = column[i];
+    scratch.column(system)[i] = column[i];
+  }
+}
+
+template <typename T, int kChunks, bool kLower>
+SOAE_KERNEL(kSplitThreads, 2)
+split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
+  const Piece piece = scratch.piece<T>(p);
+  if (p.systems[piece.system].outcome != kActive) return;
+  SplitReduce reduce(dynamic_shared<double>());
+  Tile<T, kSplitThreads, kChunks> w;
+  w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
+  const ScaledSquares own = ScaledSquares::from_max(reduce.max(w.max_magnitude()), p.dtype);
+  w.scale(own.finite() ? power_of_two<T>(-own.power()) : T(0));
+  const double squares = reduce.sum(w.dot(w));
+  if (thread_index() == 0) {
+    scratch.slot(piece.system, SplitScratch::kExponent)[piece.index] = own.exponent;
+    scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
+  }
+  if constexpr (kLower) {
+    Tile<T, kSplitThreads, kChunks> last;
+    last.load_basis(basis_row<T>(p, piece.system, j), piece.first, row_chunks<T>(p));
+    store_dots<T, kChunks, true>(w, last, p, scratch, piece, j + 1);
+  } else {
+    store_dots<T, kChunks, false>(w, w, p, scratch, piece, j + 1);
+  }
+
+  double* shared = dynamic_shared<double>();
+  if (arrive_last(scratch.state(piece.system), scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
+    solve_coefficients(p, scratch, piece.system, j, shared + SplitShared::kColumn);
+  }
+}
+
+// w times 2^-exponent minus V h, from the operator's output, or from where project left it.
+template <typename T, int kChunks>
+SOAE_DEVICE void subtract(Tile<T, kSplitThreads, kChunks>& w, const Solve& p, const SplitScratch& scratch,
+                          const Piece& piece, int32_t j, const T* operator_output) {
+  const int32_t chunks = row_chunks<T>(p);
+  if (operator_output != nullptr) {
+    w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
+    w.scale(power_of_two<T>(-scratch.state(piece.system).exponent));
+  } else {
+    w.load_own(basis_row<T>(p, piece.system, j + 1), piece.first, chunks);
+  }
+  T* factors = reinterpret_cast<T*>(dynamic_shared<double>() + SplitShared::kColumn);
+  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+    factors[i] = static_cast<T>(-scratch.next_sweep(piece.system)[i]);
+  }
+  block_barrier();
+  add_rows<kRowsInFlight<kChunks>>(w, factors, j + 1, basis_row<T>(p, piece.system, 0), p.ld, piece.first, chunks);
+}
+
+// kCgs2, between its two sweeps.
+template <typename T, int kChunks>
+SOAE_KERNEL(kSplitThreads, 2)
+split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
+  const Piece piece = scratch.piece<T>(p);
+  if (p.systems[piece.system].outcome != kActive) return;
+  Tile<T, kSplitThreads, kChunks> w;
+  subtract(w, p, scratch, piece, j, operator_output);
+  w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
+  store_dots<T, kChunks, false>(w, w, p, scratch, piece, j + 1);
+
+  double* shared = dynamic_shared<double>();
+  if (!arrive_last(scratch.state(piece.system), scratch.pieces,
+                   reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
+    return;
+  }
+  for (int32_t row = warp_index(); row <= j; row += kSplitWarps) {
+    const double dot = scratch.sum(piece.system, SplitScratch::kDots + row, nullptr);
+    if (lane_index() == 0) {
+      scratch.next_sweep(piece.system)[row] = dot;
+      scratch.column(piece.system)[row] += dot;
+    }
+  }
+}
+
+// The last sweep, the norm of what is left, and the verdict. The new vector goes to the basis, not yet normalised.
+// operator_output is null after project.
+template <typename T, int kChunks>
+SOAE_KERNEL(kSplitThreads, 2)
+split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
+  const Piece piece = scratch.piece<T>(p);
+  if (p.systems[piece.system].outcome != kActive) return;
+  SplitReduce reduce(dynamic_shared<double>());
+  Tile<T, kSplitThreads, kChunks> w;
+  subtract(w, p, scratch, piece, j, operator_output);
+  w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
+  const double squares = reduce.sum(w.dot(w));
+  if (thread_index() == 0) scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
+
+  SplitState& state = scratch.state(piece.system);
+  double* shared = dynamic_shared<double>();
+  if (!arrive_last(state, scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) return;
+  double* column = shared + SplitShared::kColumn;
+  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+    column[i] = ldexp(scratch.column(piece.system)[i], state.exponent);
+  }
+  const double after = sqrt(scratch.sum(piece.system, SplitScratch::kSquares, nullptr));
+  block_barrier();
+  if (thread_index() == 0) {
+    state.after = after;
+    append_column(p, piece.system, j, column, ldexp(after, state.exponent), ldexp(state.before, state.exponent));
+    if (p.systems[piece.system].outcome == kActive) atomic_add(&p.active[j + 1], 1);
+  }
+}
+
+// The next basis vector and direction.
+template <typename T>
+SOAE_KERNEL(kSplitThreads, 1)
+split_normalize(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j) {
+  const Piece piece = scratch.piece<T>(p);
+  const Vector<T> direction = vector_of<T>(p, p.direction, piece.system);
+  if (p.systems[piece.system].outcome != kActive) return clear_vector(direction, piece.first, piece.last);
+  const T inverse = static_cast<T>(1.0 / scratch.state(piece.system).after);
+  T* row = basis_row<T>(p, piece.system, j + 1);
+  for (int32_t at = piece.first + thread_index(); at < piece.last; at += kSplitThreads) {
+    T* here = row + static_cast<int64_t>(at) * Chunk<T>::kSize;
+    Chunk<T> v = load_chunk(here);
+#pragma unroll
+    for (int e = 0; e < Chunk<T>::kSize; ++e) v.a[e] *= inverse;
+    store_chunk(here, v);
+    direction.store(at, v);
+  }
+}
+
+}  // namespace soae::cuda

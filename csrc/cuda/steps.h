@@ -1,0 +1,12 @@
+// One Arnoldi step by either family of kernels. Each has a translation unit of its own, to compile side by side.
+#pragma once
+
+#include "../gmres.h"
+#include "plan.h"
+
+namespace soae::cuda {
+
+void launch_block_step(const Solve& p, const Plan& plan, int32_t j, const void* w, void* stream);
+void launch_split_step(const Solve& p, const Plan& plan, int32_t j, const void* w, void* stream);
+
+}  // namespace soae::cuda

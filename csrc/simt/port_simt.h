@@ -1,0 +1,94 @@
+// port.h for the SIMT build. Include port.h, not this.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "simt.h"
+
+#define SOAE_KERNEL(threads, min_blocks) inline void
+#define SOAE_DEVICE inline
+#define SOAE_PARAM const
+
+namespace soae::cuda {
+
+// ---- device ---------------------------------------------------------------------------------------------------------
+
+constexpr int kWarp = simt::kWarp;
+
+inline int thread_index() { return simt::position().thread; }
+inline int thread_count() { return simt::position().threads; }
+inline std::int64_t block_index() { return simt::position().block; }
+
+inline void block_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::barrier(file, line);
+}
+inline void fence() {}
+
+template <typename T>
+T shuffle(T value, int lane) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t), "a shuffle moves at most 8 bytes");
+  std::uint64_t sent = 0;
+  std::memcpy(&sent, &value, sizeof(T));
+  const std::uint64_t received = simt::exchange(sent, lane);
+  std::memcpy(&value, &received, sizeof(T));
+  return value;
+}
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, thread_index() % kWarp ^ mask);
+}
+
+inline std::int32_t atomic_add(std::int32_t* at, std::int32_t value) {
+  const std::int32_t old = *at;
+  *at += value;
+  return old;
+}
+
+template <typename T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(simt::position().shared);
+}
+
+// On a GPU a 16-byte access to an unaligned address is a fault.
+inline void require_aligned(const void* at) {
+  if (reinterpret_cast<std::uintptr_t>(at) % 16 != 0) throw std::runtime_error("16-byte access to an unaligned address");
+}
+
+template <typename T>
+Chunk<T> load_chunk(const T* at) {
+  require_aligned(at);
+  Chunk<T> c;
+  std::memcpy(c.a, at, sizeof(c.a));
+  return c;
+}
+template <typename T>
+Chunk<T> load_stream(const T* at, bool valid) {
+  return valid ? load_chunk(at) : Chunk<T>{};
+}
+template <typename T>
+void store_chunk(T* at, const Chunk<T>& c) {
+  require_aligned(at);
+  std::memcpy(at, c.a, sizeof(c.a));
+}
+
+inline double load_coherent(const double* at) { return *at; }
+
+// ---- host -----------------------------------------------------------------------------------------------------------
+
+inline int multiprocessors(int) { return simt::multiprocessors(); }
+
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), std::int64_t blocks, int threads, std::size_t shared, void*,
+            const Args&... args) {
+  simt::launch([&] { kernel(static_cast<Params>(args)...); }, blocks, threads, shared);
+}
+
+}  // namespace soae::cuda

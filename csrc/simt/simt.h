@@ -1,0 +1,52 @@
+// Executes CUDA kernels on the CPU, thread by thread: every CUDA thread is a fiber that runs until it meets a barrier
+// or a shuffle. For tests only. The blocks of a launch run one after another, their threads in the order of the
+// schedule, so that a missing barrier gives results that differ between schedules. A barrier that not all threads
+// reach is a std::runtime_error. Shared memory is an allocation of the exact size, filled with 0xFF bytes (NaN) before
+// each block, so that AddressSanitizer sees an access beyond it, and a test the use of what was never written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace soae::simt {
+
+constexpr int kWarp = 32;
+
+// "in-order", "reversed" or "shuffled": the order of the threads of a block and of the blocks of a launch.
+void set_schedule(const std::string& name, std::uint64_t seed);
+
+// What the GPU is said to have.
+void set_multiprocessors(int count);
+int multiprocessors();
+
+// Makes every later solve use the given kernels: block-per-system variant number `variant`, or pieces with `chunks`
+// chunks per thread; -1 leaves that choice alone. Both -1: back to the plan's own choice.
+void force_plan(int variant, int chunks);
+void adjust_plan(bool& split, int& variant, int& chunks);
+
+// Runs one thread of every block, `threads` per block, with `shared` bytes of dynamic shared memory.
+void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared);
+
+// ---- called by the running thread -----------------------------------------------------------------------------------
+
+struct Position {
+  std::int64_t block;
+  int thread;
+  int threads;
+  unsigned char* shared;
+};
+const Position& position();
+
+// The line tells barriers apart: threads of a block that wait at different ones are an error.
+void barrier(const char* file, int line);
+
+// All lanes of the warp leave 8 bytes; returns what `lane` left.
+std::uint64_t exchange(std::uint64_t value, int lane);
+
+// Runs a small kernel with a defect and returns how many of its results are wrong: "correct", "missing-barrier",
+// "divergent-barrier", "divergent-shuffle", "unaligned", "out-of-bounds".
+int self_test(const std::string& name);
+
+}  // namespace soae::simt

@@ -1,0 +1,167 @@
+"""Drives the launchers of csrc/gmres.h directly, on CPU tensors (SIMT) or CUDA tensors.
+
+Every array starts poisoned: NaN in floating point, 0xFF bytes in integers. What a kernel leaves out is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+Operator = Callable[[torch.Tensor], torch.Tensor]
+
+RUNNING = -1
+CONVERGED, MAX_ITERS, STAGNATED, BREAKDOWN, NON_FINITE, STOPPED = range(6)
+ACTIVE, CLAIMED, EXHAUSTED, BROKEN, BAD_COLUMN, FROZEN = range(6)
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: torch.device, offset: int = 0) -> torch.Tensor:
+    """A contiguous tensor of 0xFF bytes; `offset` elements past an aligned address."""
+    count = int(np.prod(shape))
+    raw = torch.full(((count + offset) * dtype.itemsize,), 0xFF, dtype=torch.uint8, device=device)
+    return raw.view(dtype)[offset:].view(shape)
+
+
+class KernelSolve:
+    """One solve: b (B, n), its arrays, and the cycle loop that the launchers expect."""
+
+    def __init__(
+        self,
+        module: ModuleType,
+        b: torch.Tensor,
+        *,
+        x0: torch.Tensor | None = None,
+        restart: int,
+        max_iters: int = 1000,
+        rtol: float | np.ndarray = 1e-10,
+        atol: float = 0.0,
+        orthogonalization: str = "mgs",
+        offset: int = 0,
+        device_index: int = 0,
+    ) -> None:
+        self.module = module
+        self.launchers: Any = module.cuda
+        batch, n = b.shape
+        dtype, device = b.dtype, b.device
+        self.batch, self.n, self.restart, self.dtype = batch, n, restart, dtype
+        granule = 128 // dtype.itemsize
+        self.ld = (n + granule - 1) // granule * granule
+
+        def vector() -> torch.Tensor:
+            return poisoned(batch, n, dtype=dtype, device=device, offset=offset)
+
+        def doubles(*shape: int) -> torch.Tensor:
+            return poisoned(*shape, dtype=torch.float64, device=device)
+
+        self.b, self.x, self.candidate, self.direction = vector(), vector(), vector(), vector()
+        self.b.copy_(b)
+        self.has_x0 = x0 is not None
+        self.x.copy_(x0 if x0 is not None else torch.zeros_like(b))
+        self.basis = poisoned(batch, restart + 1, self.ld, dtype=dtype, device=device)
+        self.r = doubles(batch, restart * (restart + 1) // 2)
+        self.rotations = doubles(batch, restart, 2)
+        self.inverse = doubles(batch, restart)
+        self.g = doubles(batch, restart + 1)
+        self.estimates = doubles(batch, restart)
+        self.rtol, self.atol = doubles(batch), doubles(batch)
+        self.rtol.copy_(torch.as_tensor(np.broadcast_to(np.asarray(rtol, dtype=np.float64), (batch,)).copy()))
+        self.atol.fill_(atol)
+        layout = module.SYSTEM
+        self.layout = layout
+        self.systems = poisoned(batch, layout["size"], dtype=torch.uint8, device=device)
+        self.active = torch.zeros(restart + 1, dtype=torch.int32, device=device)
+
+        solve = module.Solve()
+        solve.batch, solve.n, solve.ld, solve.restart, solve.max_iters = batch, n, self.ld, restart, max_iters
+        solve.dtype = 0 if dtype == torch.float32 else 1
+        solve.orthogonalization = {"mgs": 0, "cgs2": 1}[orthogonalization]
+        solve.device, solve.threads = device_index, 1
+        names = ("b", "x", "candidate", "direction", "basis", "r", "rotations", "inverse", "g", "estimates")
+        for name in (*names, "rtol", "atol", "systems", "active"):
+            setattr(solve, name, getattr(self, name).data_ptr())
+        solve.update, solve.update_rows = self.basis.data_ptr(), restart + 1
+        self.scratch = poisoned(self.launchers.scratch_bytes(solve), dtype=torch.uint8, device=device)
+        solve.scratch = self.scratch.data_ptr()
+        self.solve = solve
+        self.stream = 0
+
+    # ---- views of the per-system records ----
+
+    def _ints(self, name: str) -> torch.Tensor:
+        return self.systems.view(torch.int32)[:, self.layout[name]]
+
+    def _reals(self, name: str) -> torch.Tensor:
+        return self.systems.view(torch.float64)[:, self.layout[name]]
+
+    @property
+    def outcome(self) -> torch.Tensor:
+        return self._ints("outcome")
+
+    @property
+    def status(self) -> torch.Tensor:
+        return self._ints("status")
+
+    @property
+    def length(self) -> torch.Tensor:
+        return self._ints("length")
+
+    @property
+    def iterations(self) -> torch.Tensor:
+        return self._ints("iterations")
+
+    @property
+    def residual(self) -> torch.Tensor:
+        return self._reals("residual")
+
+    # ---- the launchers ----
+
+    def begin(self, operator: Operator) -> None:
+        self.active.zero_()
+        ax = operator(self.x.clone()) if self.has_x0 else None
+        self.launchers.begin(self.solve, 0 if ax is None else ax.data_ptr(), self.stream)
+
+    def step(self, j: int, w: torch.Tensor) -> None:
+        self.launchers.step(self.solve, j, w.data_ptr(), self.stream)
+
+    def finish(self, preconditioned: bool = False) -> None:
+        self.launchers.finish(self.solve, preconditioned, self.stream)
+
+    def correct(self, z: torch.Tensor) -> None:
+        self.launchers.correct(self.solve, z.data_ptr(), self.stream)
+
+    def close(self, ax: torch.Tensor, stop: bool = False) -> None:
+        self.active.zero_()
+        self.launchers.close(self.solve, ax.data_ptr(), stop, self.stream)
+
+    def cycle(self, operator: Operator, in_place: bool = False) -> None:
+        """One cycle. `in_place`: the operator's output overwrites its input."""
+
+        def output() -> torch.Tensor:
+            w = operator(self.direction)
+            return self.direction.copy_(w) if in_place else w
+
+        for j in range(self.restart):
+            self.step(j, output())
+            if int(self.active[j + 1]) == 0:
+                break
+        self.finish()
+        self.close(output())
+
+    def run(self, operator: Operator, in_place: bool = False) -> SimpleNamespace:
+        """Cycles until no system runs."""
+        self.begin(operator)
+        cycles = 0
+        while int(self.active[0]) > 0:
+            self.cycle(operator, in_place)
+            cycles += 1
+        return SimpleNamespace(
+            x=self.x.clone(),
+            status=self.status.tolist(),
+            iterations=self.iterations.tolist(),
+            residual=self.residual.clone(),
+            cycles=cycles,
+        )
