@@ -89,7 +89,7 @@ void def_pointer(py::class_<Solve>& c, const char* name, T* Solve::*member) {
 }
 
 void add_solve(py::module_& m) {
-  py::class_<Solve> c(m, "Solve");
+  py::class_<Solve> c(m, "Solve", py::module_local());  // two builds of this file may live in one process
   c.def(py::init([] { return Solve{}; }));
   c.def_readwrite("batch", &Solve::batch);
   c.def_readwrite("n", &Solve::n);
