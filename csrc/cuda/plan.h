@@ -20,7 +20,7 @@ constexpr Variant kVariants[] = {
     {128, 2, 4, 5},  // n <=  1,024
     {256, 3, 4, 2},  // n <=  3,072
     {512, 3, 4, 1},  // n <=  6,144
-    {768, 4, 2, 1},  // n <= 12,288
+    {512, 6, 2, 1},  // n <= 12,288
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
