@@ -28,16 +28,16 @@ void begin_system(const Solve& p, int64_t system, const T* ax, Team& team) {
 
   double largest[3];  // of b, x, b - A x
   team.max(3, largest, [&](int64_t offset, int64_t count, double* out) {
-    out[0] = max_abs(b + offset, count);
+    out[0] = vector_loops<T>().max_abs(b + offset, Ahead{}, count);
     if (!ax) {
       std::copy_n(b + offset, count, row + offset);
       out[1] = 0.0;
       out[2] = out[0];
       return;
     }
-    subtract(row + offset, b + offset, ax + offset, count);
-    out[1] = max_abs(x + offset, count);
-    out[2] = max_abs(row + offset, count);
+    vector_loops<T>().subtract(row + offset, b + offset, ax + offset, count);
+    out[1] = vector_loops<T>().max_abs(x + offset, Ahead{}, count);
+    out[2] = vector_loops<T>().max_abs(row + offset, Ahead{}, count);
   });
   Opening o{};
   o.b_finite = is_finite(largest[0]);
@@ -50,9 +50,9 @@ void begin_system(const Solve& p, int64_t system, const T* ax, Team& team) {
     const T b_scale = std::ldexp(T(1), -o.b_exponent), r_scale = std::ldexp(T(1), -o.r_exponent);
     double squares[2];
     team.sum(2, squares, [&](int64_t offset, int64_t count, double* out) {
-      multiply(row + offset, row + offset, r_scale, count);
-      out[0] = sum_squares(b + offset, b_scale, count);
-      out[1] = sum_squares(row + offset, T(1), count);
+      vector_loops<T>().multiply(row + offset, row + offset, r_scale, count);
+      out[0] = vector_loops<T>().sum_squares(b + offset, b_scale, count);
+      out[1] = vector_loops<T>().sum_squares(row + offset, T(1), count);
     });
     o.b_norm = std::sqrt(squares[0]);
     o.r_norm = std::sqrt(squares[1]);
@@ -82,12 +82,12 @@ void finish_system(const Solve& p, int64_t system, bool preconditioned, Team& te
     for (int32_t first = 0; first < s.length; first += kPanel) {
       T coefficients[kPanel];
       for (int i = 0; i < kPanel; ++i) coefficients[i] = first + i < s.length ? static_cast<T>(y[first + i]) : T(0);
-      combine(row + offset, make_panel(update, p.ld, first, s.length, offset), coefficients, count);
+      vector_loops<T>().combine(row + offset, make_panel(update, p.ld, first, s.length, offset), coefficients, count);
     }
     if (preconditioned) {
-      multiply(direction + offset, row + offset, scale, count);
+      vector_loops<T>().multiply(direction + offset, row + offset, scale, count);
     } else {
-      add_scaled(candidate + offset, direction + offset, x + offset, row + offset, scale, count);
+      vector_loops<T>().add_scaled(candidate + offset, direction + offset, x + offset, row + offset, scale, count);
     }
   });
   team.wait();  // y belongs to the next system from here on
@@ -101,7 +101,7 @@ void correct_system(const Solve& p, int64_t system, const T* z, const Team& team
   T* const candidate = static_cast<T*>(p.candidate) + system * p.n;
   z += system * p.n;
   team.each([&](int64_t offset, int64_t count) {
-    add_scaled(candidate + offset, direction + offset, x + offset, z + offset, T(1), count);
+    vector_loops<T>().add_scaled(candidate + offset, direction + offset, x + offset, z + offset, T(1), count);
   });
 }
 
@@ -119,9 +119,9 @@ void close_system_with(const Solve& p, int64_t system, const T* ax, bool stop, T
 
   double largest[2];  // of the candidate and its residual
   team.max(2, largest, [&](int64_t offset, int64_t count, double* out) {
-    subtract(row + offset, b + offset, ax + offset, count);
-    out[0] = max_abs(candidate + offset, count);
-    out[1] = max_abs(row + offset, count);
+    vector_loops<T>().subtract(row + offset, b + offset, ax + offset, count);
+    out[0] = vector_loops<T>().max_abs(candidate + offset, Ahead{}, count);
+    out[1] = vector_loops<T>().max_abs(row + offset, Ahead{}, count);
   });
   int32_t exponent = 0;
   double norm = std::numeric_limits<double>::quiet_NaN();
@@ -130,8 +130,8 @@ void close_system_with(const Solve& p, int64_t system, const T* ax, bool stop, T
     const T scale = std::ldexp(T(1), -exponent);
     double square;
     team.sum(1, &square, [&](int64_t offset, int64_t count, double* out) {
-      multiply(row + offset, row + offset, scale, count);
-      out[0] = sum_squares(row + offset, T(1), count);
+      vector_loops<T>().multiply(row + offset, row + offset, scale, count);
+      out[0] = vector_loops<T>().sum_squares(row + offset, T(1), count);
     });
     norm = std::sqrt(square);
   }

@@ -19,11 +19,26 @@ Panel<T> make_panel(const T* matrix, int64_t ld, int32_t first, int32_t rows, in
   return panel;
 }
 
+// The panel after that of `first`, from column `offset` on, as far as the matrix has rows to read; where a panel is too
+// long for that to survive in the cache, the panel of `first` itself a little further on.
+template <typename T>
+Ahead make_ahead(const T* matrix, int64_t ld, int32_t first, int32_t rows, int64_t offset) {
+  constexpr int64_t kPanelBytes = 131072, kDistance = 2048 / sizeof(T);
+  const bool whole = kPanel * ld * static_cast<int64_t>(sizeof(T)) <= kPanelBytes;
+  if (whole) first += kPanel;
+  Ahead ahead;
+  ahead.wanted = first < rows;
+  for (int i = 0; i < kPanel; ++i) {
+    ahead.row[i] = reinterpret_cast<std::uintptr_t>(matrix) + (std::min(first + i, rows - 1) * ld + offset + (whole ? 0 : kDistance)) * sizeof(T);
+  }
+  return ahead;
+}
+
 // row = scale * values of this thread's chunks as a new basis vector (zero-padded) and as the operator's next input.
 template <typename T>
 void write_vector(const Solve& p, T* basis_row, T* direction, const T* row, double scale, const Team& team) {
   team.each([&](int64_t offset, int64_t count) {
-    multiply(basis_row + offset, row + offset, static_cast<T>(scale), count);
+    vector_loops<T>().multiply(basis_row + offset, row + offset, static_cast<T>(scale), count);
     std::copy_n(basis_row + offset, count, direction + offset);
   });
   if (team.leader()) std::fill(basis_row + p.n, basis_row + p.ld, T(0));
@@ -41,19 +56,21 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
   T* const direction = static_cast<T*>(p.direction) + system * p.n;
   if (p.systems[system].outcome != kActive) return write_zeros(direction, team);
 
+  T* const basis = static_cast<T*>(p.basis) + system * (p.restart + 1) * p.ld;
+  const int32_t rows = j + 1;
   w += system * p.n;  // may be `direction`: nothing is written there until all of w was read
   double largest;
-  team.max(1, &largest, [&](int64_t offset, int64_t count, double* out) { out[0] = max_abs(w + offset, count); });
+  team.max(1, &largest, [&](int64_t offset, int64_t count, double* out) { 
+    out[0] = vector_loops<T>().max_abs(w + offset, make_ahead(basis, p.ld, -kPanel, rows, offset), count);
+  });
   if (!is_finite(largest)) {
     if (team.leader()) reject_column(p, system);
     return write_zeros(direction, team);
   }
 
   const int32_t exponent = scale_exponent(largest, p.dtype);
-  const int32_t rows = j + 1;
   const int32_t panels = (rows + kPanel - 1) / kPanel;
   const int32_t passes = panels * (p.orthogonalization == kCgs2 ? 2 : 1);
-  T* const basis = static_cast<T*>(p.basis) + system * (p.restart + 1) * p.ld;
   T* const row = team.row<T>();
   double* const column = team.column();
   const auto panel_at = [&](int32_t pass, int64_t offset) {
@@ -64,7 +81,7 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
   T h[kPanel];
   const T scale = std::ldexp(T(1), -exponent);
   team.sum(kPanel + 1, sums, [&](int64_t offset, int64_t count, double* out) {
-    scale_dot(row + offset, w + offset, scale, panel_at(0, offset), out, count);
+    vector_loops<T>().scale_dot(row + offset, w + offset, scale, panel_at(0, offset), make_ahead(basis, p.ld, 0, rows, offset), out, count);
   });
   const double av = std::sqrt(sums[kPanel]);
   for (int32_t pass = 0; pass < passes; ++pass) {
@@ -77,11 +94,12 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
     }
     if (pass + 1 < passes) {
       team.sum(kPanel, sums, [&](int64_t offset, int64_t count, double* out) {
-        update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset), out, count);
+        vector_loops<T>().update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset),
+                   make_ahead(basis, p.ld, (pass + 1) % panels * kPanel, rows, offset), out, count);
       });
     } else {
       team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
-        out[0] = update_norm(row + offset, panel_at(pass, offset), h, count);
+        out[0] = vector_loops<T>().update_norm(row + offset, panel_at(pass, offset), h, count);
       });
     }
   }

@@ -1,6 +1,6 @@
-// The loops over one chunk of a vector, in float and double, compiled for several instruction sets (vector.cpp).
+// The loops over one chunk of a vector, in float and double, for the instruction set of this machine.
 //
-// Sums run in the working precision in many accumulators (at most a chunk long) and are returned in double.
+// Sums run in the working precision over short blocks, many accumulators at a time, and in double over the blocks.
 #pragma once
 
 #include <cstdint>
@@ -15,30 +15,49 @@ struct Panel {
   const T* row[kPanel];
 };
 
-// clang-format off
-#define SOAE_DECLARE_VECTOR(T)                                                                                      \
-  /* max |a_i|, infinity if any is not finite */                                                                    \
-  double max_abs(const T* a, int64_t n);                                                                            \
-  /* sum (scale a_i)^2 */                                                                                           \
-  double sum_squares(const T* a, T scale, int64_t n);                                                               \
-  /* out = scale a */                                                                                               \
-  void multiply(T* out, const T* a, T scale, int64_t n);                                                            \
-  /* out = a - b */                                                                                                 \
-  void subtract(T* out, const T* a, const T* b, int64_t n);                                                         \
-  /* both outputs = a + scale b; an output may be b */                                                              \
-  void add_scaled(T* first, T* second, const T* a, const T* b, T scale, int64_t n);                                 \
-  /* w = scale a; result[0..3] = panel . w; result[4] = w . w */                                                    \
-  void scale_dot(T* w, const T* a, T scale, const Panel<T>& panel, double* result, int64_t n);                      \
-  /* w -= used h; result[0..3] = next . w */                                                                        \
-  void update_dot(T* w, const Panel<T>& used, const T* h, const Panel<T>& next, double* result, int64_t n);         \
-  /* w -= used h; returns w . w */                                                                                  \
-  double update_norm(T* w, const Panel<T>& used, const T* h, int64_t n);                                            \
-  /* w += panel y */                                                                                                \
-  void combine(T* w, const Panel<T>& panel, const T* y, int64_t n);
-// clang-format on
+// What to bring into the second-level cache meanwhile: as many bytes from each of these addresses as are read of a row.
+// Hardware prefetchers stop at every page; without this the loops leave a fifth of the memory's bandwidth unused.
+struct Ahead {
+  std::uintptr_t row[kPanel];
+  bool wanted;
+};
 
-SOAE_DECLARE_VECTOR(float)
-SOAE_DECLARE_VECTOR(double)
-#undef SOAE_DECLARE_VECTOR
+template <typename T>
+struct VectorLoops {
+  // max |a_i|, infinity if any is not finite
+  double (*max_abs)(const T* a, const Ahead& ahead, int64_t n);
+  // sum (scale a_i)^2
+  double (*sum_squares)(const T* a, T scale, int64_t n);
+  // out = scale a
+  void (*multiply)(T* out, const T* a, T scale, int64_t n);
+  // out = a - b
+  void (*subtract)(T* out, const T* a, const T* b, int64_t n);
+  // both outputs = a + scale b; an output may be b
+  void (*add_scaled)(T* first, T* second, const T* a, const T* b, T scale, int64_t n);
+  // w = scale a; result[0..3] = panel . w; result[4] = w . w
+  void (*scale_dot)(T* w, const T* a, T scale, const Panel<T>& panel, const Ahead& ahead, double* result, int64_t n);
+  // w -= used h; result[0..3] = next . w
+  void (*update_dot)(T* w, const Panel<T>& used, const T* h, const Panel<T>& next, const Ahead& ahead, double* result,
+                     int64_t n);
+  // w -= used h; returns w . w
+  double (*update_norm)(T* w, const Panel<T>& used, const T* h, int64_t n);
+  // w += panel y
+  void (*combine)(T* w, const Panel<T>& panel, const T* y, int64_t n);
+};
+
+// The best of the sets below that this processor runs.
+template <typename T>
+const VectorLoops<T>& vector_loops();
+
+// One set per instruction set, each compiled with its own flags (CMakeLists.txt).
+#define SOAE_DECLARE_LOOPS(NAME)               \
+  namespace NAME {                             \
+  extern const VectorLoops<float> kFloatLoops;   \
+  extern const VectorLoops<double> kDoubleLoops; \
+  }
+SOAE_DECLARE_LOOPS(baseline)
+SOAE_DECLARE_LOOPS(x86_64_v3)
+SOAE_DECLARE_LOOPS(x86_64_v4)
+#undef SOAE_DECLARE_LOOPS
 
 }  // namespace soae::cpu
