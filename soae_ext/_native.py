@@ -106,7 +106,7 @@ class NativeEngine:
         self.active = self._take("active", (m + 1,), torch.int32)
         records = self._take("systems", (batch, layout["size"] // 8), torch.float64)
         fields = records.view(torch.int32)
-        self.residual = records[:, layout["residual"]]
+        self.tolerance, self.residual = records[:, layout["tolerance"]], records[:, layout["residual"]]
         self.status, self.outcome, self.iterations = (fields[:, layout[f]] for f in ("status", "outcome", "iterations"))
         small = {
             "r": self._take("r", (batch, m * (m + 1) // 2), torch.float64),
@@ -137,7 +137,7 @@ class NativeEngine:
             setattr(solve, name, array.data_ptr())
         scratch = self._take("scratch", (self.launch.scratch_bytes(solve),), torch.uint8)
         solve.scratch = scratch.data_ptr()
-        self.solve, self.arrays = solve, [*arrays.values(), scratch]
+        self.solve, self.arrays = solve, {**arrays, "scratch": scratch}
 
     def _tolerance(self, name: str, value: float | Tensor) -> Tensor:
         out = self._take(name, (self.problem.batch,), torch.float64)
