@@ -183,7 +183,7 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
 #if defined(SOAE_SIMT)
   m.def("set_schedule", &soae::simt::set_schedule, py::arg("name"), py::arg("seed") = 0);
   m.def("set_multiprocessors", &soae::simt::set_multiprocessors, py::arg("count"));
-  m.def("force_plan", &soae::simt::force_plan, py::arg("variant") = -1, py::arg("chunks") = -1);
+  m.def("force_variant", &soae::simt::force_variant, py::arg("variant"));
   m.def("self_test", &soae::simt::self_test, py::arg("name"));
 #endif
 }

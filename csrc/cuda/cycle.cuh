@@ -151,7 +151,7 @@ turn_cycle(SOAE_PARAM Solve p, const void* ax, bool opening, bool stop) {
 template <typename T>
 SOAE_KERNEL(kCycleThreads, 1)
 measure_pieces(SOAE_PARAM Solve p, SplitScratch scratch, const void* ax, bool opening) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (!opening && p.systems[piece.system].outcome == kFrozen) return;
   CycleReduce reduce(dynamic_shared<double>());
   const Measured m = measure<T>(p, piece.system, piece.first, piece.last, ax, opening, reduce);
@@ -175,7 +175,7 @@ decide_systems(SOAE_PARAM Solve p, SplitScratch scratch, bool opening, bool stop
 template <typename T>
 SOAE_KERNEL(kCycleThreads, 1)
 apply_pieces(SOAE_PARAM Solve p, SplitScratch scratch, const void* ax, bool opening) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   apply<T>(p, piece.system, piece.first, piece.last, ax, opening, scratch.state(piece.system).action);
 }
 

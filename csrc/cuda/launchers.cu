@@ -16,7 +16,7 @@ template <typename T>
 void turn(const Solve& p, const void* ax, bool opening, bool stop, void* stream) {
   constexpr std::size_t kReduceBytes = CycleReduce::kDoubles * sizeof(double);
   const Plan plan = make_plan(p);
-  if (!plan.split) {
+  if (!plan.split()) {
     launch(turn_cycle<T>, p.batch, kCycleThreads, kReduceBytes + sizeof(int32_t), stream, p, ax, opening, stop);
     return;
   }
@@ -31,14 +31,14 @@ void turn(const Solve& p, const void* ax, bool opening, bool stop, void* stream)
 template <typename T>
 void finish_typed(const Solve& p, bool preconditioned, void* stream) {
   const Plan plan = make_plan(p);
-  launch(plan.chunks == kSmallTile ? finish_pieces<T, kSmallTile> : finish_pieces<T, kLargeTile>,
-         p.batch * plan.pieces, kSplitThreads, finish_shared_bytes(p.restart), stream, p, plan.pieces, preconditioned);
+  launch(finish_pieces<T>, p.batch * plan.pieces, kPieceThreads, finish_shared_bytes(p.restart), stream, p,
+         plan.pieces, preconditioned);
 }
 
 template <typename T>
 void correct_typed(const Solve& p, const void* z, void* stream) {
-  const int32_t pieces = pieces_of(p, kLargeTile);
-  launch(correct_pieces<T>, p.batch * pieces, kSplitThreads, 0, stream, p, pieces, z);
+  const Plan plan = make_plan(p);
+  launch(correct_pieces<T>, p.batch * plan.pieces, kPieceThreads, 0, stream, p, plan.pieces, z);
 }
 
 }  // namespace
@@ -47,7 +47,7 @@ int64_t scratch_bytes(const Solve& p) {
   if (empty(p)) return 0;
   const Plan plan = make_plan(p);
   SplitScratch scratch{};
-  return plan.split ? lay_out(p, plan, nullptr, scratch) : 0;
+  return plan.split() ? lay_out(p, plan, nullptr, scratch) : 0;
 }
 
 void begin(const Solve& p, const void* ax, void* stream) {
@@ -60,7 +60,7 @@ void step(const Solve& p, int32_t j, const void* w, void* stream) {
   if (empty(p)) return;
   const DeviceGuard guard(p.device);
   const Plan plan = make_plan(p);
-  (plan.split ? launch_split_step : launch_block_step)(p, plan, j, w, stream);
+  (plan.split() ? launch_split_step : launch_block_step)(p, plan, j, w, stream);
 }
 
 void finish(const Solve& p, bool preconditioned, void* stream) {

@@ -24,54 +24,43 @@ constexpr Variant kVariants[] = {
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
-// Kernels that cut the vectors of a system into pieces: one block of kSplitThreads per piece, `chunks` chunks a thread.
-constexpr int kSplitThreads = 128;
-constexpr int kSmallTile = 1;
-constexpr int kLargeTile = 4;
+// Split-n kernels cut the vectors of a system into pieces of kPieceChunks chunks: a block each, a chunk per thread,
+// kPieceRows basis rows in flight.
+constexpr int kSplit = kVariantCount;
+constexpr int kPieceThreads = 256;
+constexpr int kPieceChunks = kPieceThreads;
+constexpr int kPieceRows = 8;
 
 struct Plan {
-  bool split;          // step, begin and close work on pieces; else one block per system does them
-  int variant;         // of the block-per-system step
-  int chunks;          // chunks a thread holds in the kernels that work on pieces: kSmallTile or kLargeTile
-  int32_t pieces;      // per system
+  int variant;     // index into kVariants, or kSplit
+  int32_t pieces;  // per system; the end of a cycle works on pieces whatever the variant
+
+  bool split() const { return variant == kSplit; }
 };
 
-inline int64_t chunks_per_row(const Solve& p) { return p.ld * (p.dtype == kFloat32 ? 4 : 8) / 16; }
-
-inline int32_t pieces_of(const Solve& p, int chunks) {
-  const int64_t capacity = static_cast<int64_t>(kSplitThreads) * chunks;
-  return static_cast<int32_t>((chunks_per_row(p) + capacity - 1) / capacity);
-}
-
 inline Plan make_plan(const Solve& p) {
-  const int64_t row_chunks = chunks_per_row(p);
+  const int64_t row_chunks = p.ld * (p.dtype == kFloat32 ? 4 : 8) / 16;
   const int64_t processors = multiprocessors(p.device);
   Plan plan{};
-
-  plan.variant = kVariantCount;
-  for (int i = kVariantCount - 1; i >= 0; --i) {
-    if (row_chunks <= kVariants[i].threads * kVariants[i].chunks) plan.variant = i;
+  plan.pieces = static_cast<int32_t>((row_chunks + kPieceChunks - 1) / kPieceChunks);
+  while (plan.variant < kSplit && row_chunks > kVariants[plan.variant].threads * kVariants[plan.variant].chunks) {
+    ++plan.variant;
   }
 
-  // Few pieces keep partial results few; many fill the GPU.
-  plan.chunks = p.batch * pieces_of(p, kLargeTile) >= 2 * processors ? kLargeTile : kSmallTile;
-
   // Time of an average step in microseconds, by bytes of V read: block-per-system reads V once, but one multiprocessor
-  // cannot draw more than its own share of several; split reads it twice, with all of them, in two launches more.
+  // cannot draw much more than its share of the bandwidth; split-n reads it twice, with all of them, in two launches
+  // more.
   constexpr double kOneProcessor = 60e3;    // bytes per microsecond into one multiprocessor
   constexpr double kEachOfAll = 30e3;       // the same when all of them read
   constexpr double kTwoMoreLaunches = 5.0;  // microseconds
   const double bytes = 0.5 * static_cast<double>(p.restart) * static_cast<double>(row_chunks * 16);
   const double waves = static_cast<double>((p.batch + processors - 1) / processors);
-  const double everyone = static_cast<double>(p.batch) * bytes / (kEachOfAll * static_cast<double>(processors));
-  const double block_time = std::max(waves * bytes / kOneProcessor, everyone);
-  const double split_time = kTwoMoreLaunches + 2.0 * everyone;
-  plan.split = plan.variant == kVariantCount || split_time < block_time;
+  const double shared = static_cast<double>(p.batch) * bytes / (kEachOfAll * static_cast<double>(processors));
+  if (kTwoMoreLaunches + 2.0 * shared < std::max(waves * bytes / kOneProcessor, shared)) plan.variant = kSplit;
 
 #if defined(SOAE_SIMT)
-  simt::adjust_plan(plan.split, plan.variant, plan.chunks);
+  if (simt::forced_variant() >= 0) plan.variant = simt::forced_variant();
 #endif
-  plan.pieces = pieces_of(p, plan.chunks);
   return plan;
 }
 

@@ -42,17 +42,33 @@ struct Piece {
   int64_t system;
   int32_t index;
   int32_t first, last;  // chunks
+
+  // The piece of the running block.
+  template <typename T>
+  static SOAE_DEVICE Piece own(const Solve& p, int32_t pieces) {
+    const int64_t block = block_index();
+    Piece q;
+    q.system = block / pieces;
+    q.index = static_cast<int32_t>(block % pieces);
+    q.first = q.index * kPieceChunks;
+    const int32_t chunks = row_chunks<T>(p);
+    q.last = q.first + kPieceChunks < chunks ? q.first + kPieceChunks : chunks;
+    return q;
+  }
 };
+
+// One thread holds one chunk of a piece.
+template <typename T>
+using PieceTile = Tile<T, kPieceThreads, kPieceChunks / kPieceThreads>;
 
 struct SplitScratch {
   SplitState* states;     // (B)
   double* partials;       // (B, slots, pieces)
   double* coefficients;   // (B, 2, m): what the next sweep subtracts, and the column of H so far, times 2^-exponent
-  double* lower;          // (B, m(m-1)/2) strict lower triangle of V^T V by columns, kMgs only
+  double* lower;          // (B, m(m-1)/2) strict lower triangle of V^T V, by columns
   int64_t restart;
   int32_t slots;
   int32_t pieces;
-  int32_t tile;           // chunks per piece
 
   // Slots of a step: exponent, squares, then V^T w and v_j^T V. Slots of begin and close: the fields of Measured.
   enum Slot : int32_t { kExponent = 0, kSquares = 1, kDots = 2, kMeasuredB = 2, kIterate = 4, kMinimum = 5 };
@@ -65,19 +81,6 @@ struct SplitScratch {
   SOAE_DEVICE double* next_sweep(int64_t system) const { return coefficients + system * 2 * restart; }
   SOAE_DEVICE double* column(int64_t system) const { return coefficients + (system * 2 + 1) * restart; }
   SOAE_DEVICE double* lower_of(int64_t system) const { return lower + system * (restart * (restart - 1) / 2); }
-
-  // The piece of the running block.
-  template <typename T>
-  SOAE_DEVICE Piece piece(const Solve& p) const {
-    const int64_t block = block_index();
-    Piece q;
-    q.system = block / pieces;
-    q.index = static_cast<int32_t>(block % pieces);
-    q.first = q.index * tile;
-    const int32_t chunks = row_chunks<T>(p);
-    q.last = q.first + tile < chunks ? q.first + tile : chunks;
-    return q;
-  }
 
   // One warp: the sum of a slot over the pieces; weights null, or one factor per piece.
   SOAE_DEVICE double sum(int64_t system, int32_t which, const double* weights) const {
@@ -132,11 +135,10 @@ inline int64_t lay_out(const Solve& p, const Plan& plan, void* base, SplitScratc
   s.restart = m;
   s.slots = static_cast<int32_t>(std::max<int64_t>(SplitScratch::kDots + 2 * m, SplitScratch::kMinimum));
   s.pieces = plan.pieces;
-  s.tile = kSplitThreads * plan.chunks;
 
   const int64_t partials = p.batch * s.slots * s.pieces;
   const int64_t coefficients = p.batch * 2 * m;
-  const int64_t lower = p.orthogonalization == kMgs ? p.batch * (m * (m - 1) / 2) : 0;
+  const int64_t lower = p.batch * (m * (m - 1) / 2);
   s.states = static_cast<SplitState*>(base);
   s.partials = reinterpret_cast<double*>(s.states + p.batch);
   s.coefficients = s.partials + partials;

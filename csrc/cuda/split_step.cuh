@@ -16,13 +16,13 @@
 
 namespace soae::cuda {
 
-constexpr int kSplitWarps = kSplitThreads / kWarp;
-using SplitReduce = BlockReduce<kSplitThreads, 1>;
+constexpr int kPieceWarps = kPieceThreads / kWarp;
+using SplitReduce = BlockReduce<kPieceThreads, 1>;
 
 // Shared memory of the kernels below, in doubles: reductions, partial dot products, one flag, one column.
 struct SplitShared {
   static constexpr int kGroup = 32;  // rows between two barriers
-  static constexpr int kHalf = kSplitWarps * 2 * kGroup;
+  static constexpr int kHalf = kPieceWarps * 2 * kGroup;
   static constexpr int kDots = SplitReduce::kDoubles;
   static constexpr int kFlag = kDots + 2 * kHalf;
   static constexpr int kColumn = kFlag + 2;
@@ -47,10 +47,10 @@ SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks, int32_t* flag) {
 
 // Partial V_i^T w into the slots of V^T w for the rows [0, rows); kLower: also V_i^T last into the slots of L, for the
 // rows before the last one. Each warp leaves its sums of 32 rows in shared memory, then threads add the warps up.
-template <typename T, int kChunks, bool kLower>
-SOAE_DEVICE void store_dots(const Tile<T, kSplitThreads, kChunks>& w, const Tile<T, kSplitThreads, kChunks>& last,
+template <typename T, bool kLower>
+SOAE_DEVICE void store_dots(const PieceTile<T>& w, const PieceTile<T>& last,
                             const Solve& p, const SplitScratch& scratch, const Piece& piece, int32_t rows) {
-  constexpr int kRows = kRowsInFlight<kChunks>;
+  constexpr int kRows = kPieceRows;
   constexpr int kGroup = SplitShared::kGroup;
   constexpr int kLanesPerRow = kWarp / kRows;
   static_assert(kGroup % kRows == 0, "a group is a number of panels");
@@ -62,7 +62,7 @@ SOAE_DEVICE void store_dots(const Tile<T, kSplitThreads, kChunks>& w, const Tile
     double* half = dynamic_shared<double>() + SplitShared::kDots + (group / kGroup % 2) * SplitShared::kHalf;
     double* mine = half + warp_index() * 2 * kGroup;
     for (int32_t row = group; row < rows && row < group + kGroup; row += kRows) {
-      Tile<T, kSplitThreads, kChunks> v[kRows];
+      PieceTile<T> v[kRows];
 #pragma unroll
       for (int q = 0; q < kRows; ++q) {
         v[q].load_basis(basis + (row + q) * p.ld, piece.first, row + q < rows ? chunks : 0);
@@ -85,7 +85,7 @@ SOAE_DEVICE void store_dots(const Tile<T, kSplitThreads, kChunks>& w, const Tile
     if (thread_index() < (kLower ? 2 : 1) * kGroup && row < rows - (lower ? 1 : 0)) {
       double total = 0.0;
 #pragma unroll
-      for (int i = 0; i < kSplitWarps; ++i) total += half[i * 2 * kGroup + thread_index()];
+      for (int i = 0; i < kPieceWarps; ++i) total += half[i * 2 * kGroup + thread_index()];
       scratch.slot(piece.system, (lower ? scratch.lower_dots() : SplitScratch::kDots) + row)[piece.index] = total;
     }
   }
@@ -102,7 +102,7 @@ SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch,
   }
   block_barrier();  // all warps have read the exponents: they make way for factors
   double* weights = scratch.slot(system, SplitScratch::kExponent);
-  for (int32_t i = thread_index(); i < scratch.pieces; i += kSplitThreads) {
+  for (int32_t i = thread_index(); i < scratch.pieces; i += kPieceThreads) {
     weights[i] = ldexp(1.0, static_cast<int32_t>(load_coherent(weights + i) - all.exponent));
   }
   if (thread_index() == 0) {
@@ -112,31 +112,30 @@ SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch,
   fence();
   block_barrier();
 
-  const bool mgs = p.orthogonalization == kMgs;
   const UnitLower lower{scratch.lower_of(system), scratch.restart};
-  for (int32_t row = warp_index(); row <= j; row += kSplitWarps) {
+  for (int32_t row = warp_index(); row <= j; row += kPieceWarps) {
     const double dot = scratch.sum(system, SplitScratch::kDots + row, weights);
     if (lane_index() == 0) column[row] = dot;
-    if (!mgs || row == j) continue;
+    if (row == j) continue;
     const double gram = scratch.sum(system, scratch.lower_dots() + row, nullptr);
     if (lane_index() == 0) lower.below(j, row) = gram;
   }
   fence();
   block_barrier();
-  if (mgs) substitute(j + 1, column, lower);
-  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+  substitute(j + 1, column, lower);
+  for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
     scratch.next_sweep(system)[i] = column[i];
     scratch.column(system)[i] = column[i];
   }
 }
 
-template <typename T, int kChunks, bool kLower>
-SOAE_KERNEL(kSplitThreads, 2)
+template <typename T>
+SOAE_KERNEL(kPieceThreads, 2)
 split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
   SplitReduce reduce(dynamic_shared<double>());
-  Tile<T, kSplitThreads, kChunks> w;
+  PieceTile<T> w;
   w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
   const ScaledSquares own = ScaledSquares::from_max(reduce.max(w.max_magnitude()), p.dtype);
   w.scale(own.finite() ? power_of_two<T>(-own.power()) : T(0));
@@ -145,13 +144,9 @@ split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operato
     scratch.slot(piece.system, SplitScratch::kExponent)[piece.index] = own.exponent;
     scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
   }
-  if constexpr (kLower) {
-    Tile<T, kSplitThreads, kChunks> last;
-    last.load_basis(basis_row<T>(p, piece.system, j), piece.first, row_chunks<T>(p));
-    store_dots<T, kChunks, true>(w, last, p, scratch, piece, j + 1);
-  } else {
-    store_dots<T, kChunks, false>(w, w, p, scratch, piece, j + 1);
-  }
+  PieceTile<T> last;
+  last.load_basis(basis_row<T>(p, piece.system, j), piece.first, row_chunks<T>(p));
+  store_dots<T, true>(w, last, p, scratch, piece, j + 1);
 
   double* shared = dynamic_shared<double>();
   if (arrive_last(scratch.state(piece.system), scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
@@ -160,8 +155,8 @@ split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operato
 }
 
 // w times 2^-exponent minus V h, from the operator's output, or from where project left it.
-template <typename T, int kChunks>
-SOAE_DEVICE void subtract(Tile<T, kSplitThreads, kChunks>& w, const Solve& p, const SplitScratch& scratch,
+template <typename T>
+SOAE_DEVICE void subtract(PieceTile<T>& w, const Solve& p, const SplitScratch& scratch,
                           const Piece& piece, int32_t j, const T* operator_output) {
   const int32_t chunks = row_chunks<T>(p);
   if (operator_output != nullptr) {
@@ -171,30 +166,30 @@ SOAE_DEVICE void subtract(Tile<T, kSplitThreads, kChunks>& w, const Solve& p, co
     w.load_own(basis_row<T>(p, piece.system, j + 1), piece.first, chunks);
   }
   T* factors = reinterpret_cast<T*>(dynamic_shared<double>() + SplitShared::kColumn);
-  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+  for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
     factors[i] = static_cast<T>(-scratch.next_sweep(piece.system)[i]);
   }
   block_barrier();
-  add_rows<kRowsInFlight<kChunks>>(w, factors, j + 1, basis_row<T>(p, piece.system, 0), p.ld, piece.first, chunks);
+  add_rows(w, factors, j + 1, basis_row<T>(p, piece.system, 0), p.ld, piece.first, chunks);
 }
 
 // kCgs2, between its two sweeps.
-template <typename T, int kChunks>
-SOAE_KERNEL(kSplitThreads, 2)
+template <typename T>
+SOAE_KERNEL(kPieceThreads, 2)
 split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
-  Tile<T, kSplitThreads, kChunks> w;
+  PieceTile<T> w;
   subtract(w, p, scratch, piece, j, operator_output);
   w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
-  store_dots<T, kChunks, false>(w, w, p, scratch, piece, j + 1);
+  store_dots<T, false>(w, w, p, scratch, piece, j + 1);
 
   double* shared = dynamic_shared<double>();
   if (!arrive_last(scratch.state(piece.system), scratch.pieces,
                    reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
     return;
   }
-  for (int32_t row = warp_index(); row <= j; row += kSplitWarps) {
+  for (int32_t row = warp_index(); row <= j; row += kPieceWarps) {
     const double dot = scratch.sum(piece.system, SplitScratch::kDots + row, nullptr);
     if (lane_index() == 0) {
       scratch.next_sweep(piece.system)[row] = dot;
@@ -205,13 +200,13 @@ split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* oper
 
 // The last sweep, the norm of what is left, and the verdict. The new vector goes to the basis, not yet normalised.
 // operator_output is null after project.
-template <typename T, int kChunks>
-SOAE_KERNEL(kSplitThreads, 2)
+template <typename T>
+SOAE_KERNEL(kPieceThreads, 2)
 split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
   SplitReduce reduce(dynamic_shared<double>());
-  Tile<T, kSplitThreads, kChunks> w;
+  PieceTile<T> w;
   subtract(w, p, scratch, piece, j, operator_output);
   w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
   const double squares = reduce.sum(w.dot(w));
@@ -221,7 +216,7 @@ split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* opera
   double* shared = dynamic_shared<double>();
   if (!arrive_last(state, scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) return;
   double* column = shared + SplitShared::kColumn;
-  for (int32_t i = thread_index(); i <= j; i += kSplitThreads) {
+  for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
     column[i] = ldexp(scratch.column(piece.system)[i], state.exponent);
   }
   const double after = sqrt(scratch.sum(piece.system, SplitScratch::kSquares, nullptr));
@@ -235,14 +230,14 @@ split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* opera
 
 // The next basis vector and direction.
 template <typename T>
-SOAE_KERNEL(kSplitThreads, 1)
+SOAE_KERNEL(kPieceThreads, 2)
 split_normalize(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j) {
-  const Piece piece = scratch.piece<T>(p);
+  const Piece piece = Piece::own<T>(p, scratch.pieces);
   const Vector<T> direction = vector_of<T>(p, p.direction, piece.system);
   if (p.systems[piece.system].outcome != kActive) return clear_vector(direction, piece.first, piece.last);
   const T inverse = static_cast<T>(1.0 / scratch.state(piece.system).after);
   T* row = basis_row<T>(p, piece.system, j + 1);
-  for (int32_t at = piece.first + thread_index(); at < piece.last; at += kSplitThreads) {
+  for (int32_t at = piece.first + thread_index(); at < piece.last; at += kPieceThreads) {
     T* here = row + static_cast<int64_t>(at) * Chunk<T>::kSize;
     Chunk<T> v = load_chunk(here);
 #pragma unroll

@@ -4,26 +4,23 @@
 
 #include "plan.h"
 #include "rows.cuh"
+#include "scratch.cuh"
 #include "triangular.cuh"
 
 namespace soae::cuda {
 
-// w += sum of factors[i] V_i over the rows [0, rows), kRows at a time so that as many loads are in flight.
-template <int kRows, typename T, int kThreads, int kChunks>
-SOAE_DEVICE void add_rows(Tile<T, kThreads, kChunks>& w, const T* factors, int32_t rows, const T* basis, int64_t ld,
-                          int32_t first, int32_t chunks) {
-  for (int32_t row = 0; row < rows; row += kRows) {
-    Tile<T, kThreads, kChunks> v[kRows];
+// w += sum of factors[i] V_i over the rows [0, rows).
+template <typename T>
+SOAE_DEVICE void add_rows(PieceTile<T>& w, const T* factors, int32_t rows, const T* basis, int64_t ld, int32_t first,
+                          int32_t chunks) {
+  for (int32_t row = 0; row < rows; row += kPieceRows) {
+    PieceTile<T> v[kPieceRows];
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) v[q].load_basis(basis + (row + q) * ld, first, row + q < rows ? chunks : 0);
+    for (int q = 0; q < kPieceRows; ++q) v[q].load_basis(basis + (row + q) * ld, first, row + q < rows ? chunks : 0);
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) w.add(row + q < rows ? factors[row + q] : T(0), v[q]);
+    for (int q = 0; q < kPieceRows; ++q) w.add(row + q < rows ? factors[row + q] : T(0), v[q]);
   }
 }
-
-// Rows in flight such that a thread has 8 loads of 16 bytes outstanding.
-template <int kChunks>
-constexpr int kRowsInFlight = 8 / kChunks;
 
 inline std::size_t finish_shared_bytes(int64_t restart) {
   return static_cast<std::size_t>(restart) * 2 * sizeof(double);
@@ -31,15 +28,15 @@ inline std::size_t finish_shared_bytes(int64_t restart) {
 
 // R y = g, then candidate = direction = x + V y (direction = V y alone where a preconditioner follows). Every piece
 // solves the triangle for itself.
-template <typename T, int kChunks>
-SOAE_KERNEL(kSplitThreads, 1)
+template <typename T>
+SOAE_KERNEL(kPieceThreads, 2)
 finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
-  const int64_t system = block_index() / pieces;
-  const int32_t first = static_cast<int32_t>(block_index() % pieces) * kSplitThreads * kChunks;
-  const int32_t chunks = row_chunks<T>(p);
+  const Piece piece = Piece::own<T>(p, pieces);
+  const int64_t system = piece.system;
+  const int32_t first = piece.first;
   const System& s = p.systems[system];
   const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  Tile<T, kSplitThreads, kChunks> sum;
+  PieceTile<T> sum;
   sum.clear();
   if (s.outcome == kFrozen) return sum.store(direction, first);
 
@@ -47,18 +44,18 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
   double* y = dynamic_shared<double>();
   T* factors = reinterpret_cast<T*>(y + p.restart);
   const double* g = p.g + system * (p.restart + 1);
-  for (int32_t i = thread_index(); i < length; i += kSplitThreads) y[i] = g[length - 1 - i];
+  for (int32_t i = thread_index(); i < length; i += kPieceThreads) y[i] = g[length - 1 - i];
   block_barrier();
   substitute(length, y, ReversedUpper{p.r + system * packed_column(p.restart), length - 1});
-  for (int32_t i = thread_index(); i < length; i += kSplitThreads) {
+  for (int32_t i = thread_index(); i < length; i += kPieceThreads) {
     factors[i] = static_cast<T>(ldexp(y[length - 1 - i], s.scale));
   }
   block_barrier();
 
   const T* rows = static_cast<const T*>(p.update) + update_offset(p, system, 0);
-  add_rows<kRowsInFlight<kChunks>>(sum, factors, length, rows, p.ld, first, chunks);
+  add_rows(sum, factors, length, rows, p.ld, first, row_chunks<T>(p));
   if (!preconditioned) {
-    Tile<T, kSplitThreads, kChunks> x;
+    PieceTile<T> x;
     x.load(vector_of<T>(p, p.x, system), first);
     sum.add(T(1), x);
     sum.store(vector_of<T>(p, p.candidate, system), first);
@@ -68,13 +65,13 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
 
 // candidate = direction = x + z.
 template <typename T>
-SOAE_KERNEL(kSplitThreads, 1)
+SOAE_KERNEL(kPieceThreads, 2)
 correct_pieces(SOAE_PARAM Solve p, int32_t pieces, const void* z) {
-  constexpr int kChunks = kLargeTile;
-  const int64_t system = block_index() / pieces;
-  const int32_t first = static_cast<int32_t>(block_index() % pieces) * kSplitThreads * kChunks;
+  const Piece piece = Piece::own<T>(p, pieces);
+  const int64_t system = piece.system;
+  const int32_t first = piece.first;
   const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  Tile<T, kSplitThreads, kChunks> sum, x;
+  PieceTile<T> sum, x;
   sum.clear();
   if (p.systems[system].outcome == kFrozen) return sum.store(direction, first);
   sum.load(vector_of<T>(p, z, system), first);

@@ -50,7 +50,6 @@ struct Machine {
   std::mt19937_64 random;
   int multiprocessors = 132;
   int forced_variant = -1;
-  int forced_chunks = -1;
 
   std::mutex mutex;
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -209,21 +208,8 @@ void set_schedule(const std::string& name, std::uint64_t seed) {
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
 int multiprocessors() { return machine.multiprocessors; }
 
-void force_plan(int variant, int chunks) {
-  machine.forced_variant = variant;
-  machine.forced_chunks = chunks;
-}
-
-void adjust_plan(bool& split, int& variant, int& chunks) {
-  if (machine.forced_variant >= 0) {
-    split = false;
-    variant = machine.forced_variant;
-  }
-  if (machine.forced_chunks >= 0) {
-    split = machine.forced_variant < 0;
-    chunks = machine.forced_chunks;
-  }
-}
+void force_variant(int variant) { machine.forced_variant = variant; }
+int forced_variant() { return machine.forced_variant; }
 
 void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared) {
   if (blocks <= 0 || threads <= 0 || threads % kWarp != 0) {

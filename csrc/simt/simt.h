@@ -21,10 +21,10 @@ void set_schedule(const std::string& name, std::uint64_t seed);
 void set_multiprocessors(int count);
 int multiprocessors();
 
-// Makes every later solve use the given kernels: block-per-system variant number `variant`, or pieces with `chunks`
-// chunks per thread; -1 leaves that choice alone. Both -1: back to the plan's own choice.
-void force_plan(int variant, int chunks);
-void adjust_plan(bool& split, int& variant, int& chunks);
+// Makes every later solve use this block-per-system variant, or split-n where it is past the last one; -1: the plan's
+// own choice.
+void force_variant(int variant);
+int forced_variant();
 
 // Runs one thread of every block, `threads` per block, with `shared` bytes of dynamic shared memory.
 void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared);
