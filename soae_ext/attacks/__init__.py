@@ -1,0 +1,12 @@
+"""Attacks on image classifiers: a second-order one and the first-order baselines that it is compared with.
+
+    attack = SOAE(eps=8 / 255)
+    result = attack(model, images, labels)
+"""
+
+from .base import Attack, AttackResult
+from .fgsm import FGSM
+from .pgd import PGD
+from .soae import SOAE
+
+__all__ = ["FGSM", "PGD", "SOAE", "Attack", "AttackResult"]

@@ -1,0 +1,1 @@
+"""The subcommands of `soae`, one module each."""
