@@ -1,7 +1,7 @@
 """Builds the compiled module soae_ext._C with CMake and Ninja. No torch is needed to compile.
 
 SOAE_CUDA=auto|on|off   auto (default): CUDA if CMake finds a CUDA compiler; on: fail without one; off: CPU only.
-SOAE_CUDA_ARCH=LIST     a CMake list of architectures such as 90 or 80-real;90, or native; the default covers sm_75 to sm_120.
+SOAE_CUDA_ARCH=LIST     a CMake list of architectures such as 90 or 80-real;90, or native; default: sm_75 to sm_120.
 CMAKE_BUILD_PARALLEL_LEVEL   compile jobs; default: the available cores, at most 8.
 """
 

@@ -1,6 +1,6 @@
 """Batched, matrix-free GMRES for PyTorch, and second-order adversarial examples built on it.
 
-`from soae_ext.gmres import gmres`. This module itself only says what was built; importing it needs torch and numpy alone.
+`from soae_ext.gmres import gmres`. This module only says what was built; importing it needs torch and numpy alone.
 """
 
 from __future__ import annotations
