@@ -3,12 +3,14 @@
 SOAE_CUDA=auto|on|off   auto (default): CUDA if CMake finds a CUDA compiler; on: fail without one; off: CPU only.
 SOAE_CUDA_ARCH=LIST     a CMake list of architectures such as 90 or 80-real;90, or native; default: sm_75 to sm_120.
 CMAKE_BUILD_PARALLEL_LEVEL   compile jobs; default: the available cores, at most 8.
+CMAKE_ARGS              further arguments of the configure call.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,11 @@ def find_tool(name: str, directory_attribute: str) -> str:
     if found is None:
         raise SystemExit(f"error: {name} not found. Remedy: pip install {name}, or build without --no-build-isolation.")
     return found
+
+
+def run(command: list[str]) -> None:
+    if subprocess.run(command).returncode != 0:
+        raise SystemExit("error: the compiled module was not built; the reason is above.")
 
 
 class CMakeBuild(build_ext):
@@ -58,8 +65,9 @@ class CMakeBuild(build_ext):
         cache = build / "CMakeCache.txt"
         if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCE}\n" not in cache.read_text():
             configure.append("--fresh")  # the tree was moved: CMake would refuse
-        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in definitions.items())], check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        configure += [f"-D{name}={value}" for name, value in definitions.items()]
+        run([*configure, *shlex.split(os.environ.get("CMAKE_ARGS", ""))])
+        run([cmake, "--build", str(build), "--parallel", jobs])
         # A new inode: a process that has the old module loaded keeps its own.
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(target.name + ".new")
