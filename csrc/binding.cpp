@@ -185,5 +185,6 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
   m.def("set_multiprocessors", &soae::simt::set_multiprocessors, py::arg("count"));
   m.def("force_variant", &soae::simt::force_variant, py::arg("variant"));
   m.def("self_test", &soae::simt::self_test, py::arg("name"));
+  m.def("basis_offset", &soae::simt::basis_offset, py::arg("solve"), py::arg("system"), py::arg("row"));
 #endif
 }

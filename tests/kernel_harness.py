@@ -48,6 +48,7 @@ class KernelSolve:
         batch, n = b.shape
         dtype, device = b.dtype, b.device
         self.batch, self.n, self.restart, self.dtype = batch, n, restart, dtype
+        self.one_sweep = orthogonalization == "mgs"
         granule = 128 // dtype.itemsize
         self.ld = (n + granule - 1) // granule * granule
 
@@ -165,3 +166,109 @@ class KernelSolve:
             residual=self.residual.clone(),
             cycles=cycles,
         )
+
+
+class Problem:
+    """B systems with A v = d v + c (v shifted by one), and right-hand sides; float64 until a kernel takes it."""
+
+    def __init__(
+        self,
+        batch: int,
+        n: int,
+        dtype: torch.dtype,
+        *,
+        seed: int = 0,
+        coupling: float = 0.3,
+        scale_a: float = 1.0,
+        scale_b: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        rand = torch.rand(2, batch, n, dtype=torch.float64, generator=generator)
+        self.batch, self.n, self.dtype = batch, n, dtype
+        self.diagonal = (rand[0] + 1.5).to(device) * scale_a
+        self.coupling = coupling * scale_a
+        self.b = ((rand[1] - 0.5).to(device) * scale_b).to(dtype)
+
+    def exact(self, v: torch.Tensor) -> torch.Tensor:
+        return self.diagonal * v.double() + self.coupling * v.double().roll(1, dims=1)
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        return self.exact(v).to(self.dtype)
+
+    def residual(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.b.double() - self.exact(x)).norm(dim=1)
+
+    def solve(self) -> torch.Tensor:
+        """The exact solutions, rounded."""
+        eye = torch.eye(self.n, dtype=torch.float64)
+        matrices = torch.diag_embed(self.diagonal) + self.coupling * eye.roll(1, dims=0)
+        return torch.linalg.solve(matrices, self.b.double()).to(self.dtype)
+
+
+def hessenberg(s: KernelSolve, system: int) -> np.ndarray:
+    """H of the current cycle, from R and the rotations: column j is the product of the transposed rotations on R_j."""
+    steps = int(s.iterations[system])
+    r, rotations = s.r[system].cpu().numpy(), s.rotations[system].cpu().numpy()
+    h = np.zeros((steps + 1, steps))
+    for j in range(steps):
+        h[: j + 1, j] = r[j * (j + 1) // 2 :][: j + 1]
+        for i in range(j, -1, -1):
+            c, sn = rotations[i]
+            h[i, j], h[i + 1, j] = c * h[i, j] - sn * h[i + 1, j], sn * h[i, j] + c * h[i + 1, j]
+    return h
+
+
+def check_arnoldi(s: KernelSolve, problem: Problem) -> None:
+    """V orthonormal and zero-padded, A V = V H, and the rotated right-hand side, after the first cycle's steps."""
+    eps = torch.finfo(s.dtype).eps
+    beta = problem.b.double().norm(dim=1)
+    for i in range(s.batch):
+        steps = int(s.length[i])
+        kept = steps + (1 if int(s.outcome[i]) == ACTIVE else 0)  # after a breakdown there is no next vector
+        rows = s.basis[i, :kept]
+        assert (rows[:, s.n :] == 0).all()
+        v = rows[:, : s.n].double().cpu().numpy()
+        gram = v @ v.T - np.eye(kept)
+        # One sweep loses orthogonality as fast as the residual falls (Paige, Rozloznik, Strakos 2006), two do not.
+        fallen = float(beta[i]) / float(s.estimates[i, kept - 2]) if s.one_sweep and kept > 1 else 1.0
+        assert np.abs(gram).max() <= 10 * eps * (np.sqrt(kept) + fallen), "the basis is not orthonormal"
+
+        w = torch.stack([problem.exact(row.expand(s.batch, -1))[i] for row in rows[:steps, : s.n]])
+        h = hessenberg(s, i)[:, :steps]
+        error = w.cpu().numpy().T - v.T @ h[:kept]
+        assert np.abs(error).max() <= 40 * eps * np.abs(h).max(), "A V is not V H"
+
+        q, _ = np.linalg.qr(h, mode="complete")  # its last column spans what H cannot reach
+        left = abs(float(beta[i]) * q[0, -1])
+        assert abs(float(s.estimates[i, steps - 1]) - left) <= 10 * eps * float(beta[i])
+
+
+def least_squares_oracle(problem: Problem, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Residual norms after each step (B, steps) and the last iterate (B, n) of GMRES from zero, in float64."""
+    b = problem.b.double()
+    beta = b.norm(dim=1)
+    v = [b / beta[:, None]]
+    av = []
+    for _ in range(steps):
+        w = problem.exact(v[-1])
+        av.append(w)
+        for _ in range(2):
+            for u in v:
+                w = w - (u * w).sum(dim=1, keepdim=True) * u
+        v.append(w / w.norm(dim=1, keepdim=True))
+    estimates = np.empty((problem.batch, steps))
+    x = np.empty((problem.batch, problem.n))
+    for i in range(problem.batch):
+        basis = torch.stack([u[i] for u in v[:steps]], 1).cpu().numpy()
+        images = torch.stack([u[i] for u in av], 1).cpu().numpy()
+        target = b[i].cpu().numpy()
+        q, _ = np.linalg.qr(images)
+        left = target.copy()
+        for k in range(steps):
+            for _ in range(2):
+                left -= q[:, k] * (q[:, k] @ left)
+            estimates[i, k] = np.linalg.norm(left)
+        y, *_ = np.linalg.lstsq(images, target, rcond=None)
+        x[i] = basis @ y
+    return estimates, x

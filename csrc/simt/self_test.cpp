@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../cuda/port.h"
+#include "../cuda/rows.cuh"
 
 namespace soae::simt {
 
@@ -49,6 +50,10 @@ int self_test(const std::string& name) {
   int wrong = 0;
   for (int t = 0; t < kThreads; ++t) wrong += out[static_cast<std::size_t>(t)] != (t + 1) % kThreads;
   return wrong;
+}
+
+std::int64_t basis_offset(const Solve& solve, std::int64_t system, std::int64_t row) {
+  return cuda::basis_offset(solve, system, row);
 }
 
 }  // namespace soae::simt

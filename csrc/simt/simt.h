@@ -10,6 +10,8 @@
 #include <functional>
 #include <string>
 
+#include "../gmres.h"
+
 namespace soae::simt {
 
 constexpr int kWarp = 32;
@@ -48,5 +50,8 @@ std::uint64_t exchange(std::uint64_t value, int lane);
 // Runs a small kernel with a defect and returns how many of its results are wrong: "correct", "missing-barrier",
 // "divergent-barrier", "divergent-shuffle", "unaligned", "out-of-bounds".
 int self_test(const std::string& name);
+
+// Where the kernels look for row `row` of a system's basis, in elements.
+std::int64_t basis_offset(const Solve& solve, std::int64_t system, std::int64_t row);
 
 }  // namespace soae::simt

@@ -1,0 +1,49 @@
+"""The executor finds the defects that it exists for."""
+
+from __future__ import annotations
+
+import pytest
+
+SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1), ("shuffled", 2)]
+
+
+@pytest.fixture(autouse=True)
+def _in_order_afterwards(simt):
+    yield
+    simt.set_schedule("in-order")
+
+
+@pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
+def test_a_correct_kernel_is_correct_under_every_schedule(simt, schedule, seed):
+    simt.set_schedule(schedule, seed)
+    assert simt.self_test("correct") == 0
+
+
+def test_a_missing_barrier_gives_different_results_under_different_schedules(simt):
+    wrong = []
+    for schedule, seed in SCHEDULES:
+        simt.set_schedule(schedule, seed)
+        wrong.append(simt.self_test("missing-barrier"))
+    assert min(wrong) >= 1
+    assert len(set(wrong)) >= 3
+
+
+@pytest.mark.parametrize(
+    ("defect", "message"),
+    [
+        ("divergent-barrier", "divergent barrier: threads of a block wait at .*self_test.cpp"),
+        ("divergent-shuffle", "deadlock"),
+        ("unaligned", "unaligned address"),
+    ],
+)
+@pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
+def test_a_defect_is_reported_and_the_executor_survives_it(simt, schedule, seed, defect, message):
+    simt.set_schedule(schedule, seed)
+    with pytest.raises(RuntimeError, match=message):
+        simt.self_test(defect)
+    assert simt.self_test("correct") == 0
+
+
+def test_an_unknown_schedule_is_refused(simt):
+    with pytest.raises(ValueError, match="in-order, reversed or shuffled"):
+        simt.set_schedule("sideways", 0)
