@@ -63,15 +63,15 @@ def test_history_follows_scipy(backend, device):
 
 @pytest.mark.parametrize("flexible", [False, True])
 def test_right_preconditioner_keeps_the_true_residual(backend, device, dtype, flexible):
-    n = 24
-    scale = torch.logspace(0, 3, n, dtype=torch.float64).to(dtype)
+    n = 16
+    scale = torch.logspace(0, 2, n, dtype=torch.float64).to(dtype)
     A = torch.diag(scale) + 0.1 * matrices(1, n, 7, shift=0.0, dtype=dtype)[0]
     b = vectors(3, n, seed=8, dtype=dtype)
-    plain = gmres(A.to(device), b.to(device), rtol=1e-5, restart=4, max_iters=400, backend=backend)
+    plain = gmres(A.to(device), b.to(device), rtol=1e-5, restart=4, max_iters=40, backend=backend)
 
     M = torch.diag(1 / scale)
     result = gmres(
-        A.to(device), b.to(device), M=M.to(device), rtol=1e-5, restart=4, max_iters=400, flexible=flexible, backend=backend
+        A.to(device), b.to(device), M=M.to(device), rtol=1e-5, restart=4, max_iters=40, flexible=flexible, backend=backend
     )
 
     assert bool(result.converged.all())
