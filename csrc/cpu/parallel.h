@@ -33,6 +33,7 @@ struct Layout {
   int64_t team_bytes;
   int32_t teams;
   int32_t threads;
+  int32_t share;       // systems that a thread takes at a time
   bool split;          // all threads on one system
 };
 
@@ -138,7 +139,7 @@ void for_each_system(const Solve& p, int64_t elements_per_system, Body&& body) {
       for (int64_t system = 0; system < p.batch; ++system) body(system, team);
     }
   } else {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, layout.share)
     for (int64_t system = 0; system < p.batch; ++system) {
       // Fewer systems than threads: a row for each system, not for each thread.
       Team team(p, layout, p.batch < threads ? static_cast<int32_t>(system) : omp_get_thread_num(), 0, 1);

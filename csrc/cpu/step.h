@@ -34,6 +34,13 @@ Ahead make_ahead(const T* matrix, int64_t ld, int32_t first, int32_t rows, int64
   return ahead;
 }
 
+// The first panel of the system that this thread most likely takes next.
+template <typename T>
+Ahead next_system(const Solve& p, int64_t system, const T* basis, int32_t rows, int64_t offset) {
+  if (system + 1 >= p.batch || p.systems[system + 1].outcome != kActive) return Ahead{};
+  return make_ahead(basis + (p.restart + 1) * p.ld, p.ld, -kPanel, rows, offset);
+}
+
 // row = scale * values of this thread's chunks as a new basis vector (zero-padded) and as the operator's next input.
 template <typename T>
 void write_vector(const Solve& p, T* basis_row, T* direction, const T* row, double scale, const Team& team) {
@@ -99,7 +106,7 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
       });
     } else {
       team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
-        out[0] = vector_loops<T>().update_norm(row + offset, panel_at(pass, offset), h, count);
+        out[0] = vector_loops<T>().update_norm(row + offset, panel_at(pass, offset), h, next_system(p, system, basis, rows, offset), count);
       });
     }
   }

@@ -40,7 +40,7 @@ struct VectorLoops {
   void (*update_dot)(T* w, const Panel<T>& used, const T* h, const Panel<T>& next, const Ahead& ahead, double* result,
                      int64_t n);
   // w -= used h; returns w . w
-  double (*update_norm)(T* w, const Panel<T>& used, const T* h, int64_t n);
+  double (*update_norm)(T* w, const Panel<T>& used, const T* h, const Ahead& ahead, int64_t n);
   // w += panel y
   void (*combine)(T* w, const Panel<T>& panel, const T* y, int64_t n);
 };
