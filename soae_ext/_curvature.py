@@ -98,11 +98,9 @@ def checked_losses(losses: Any, x: Tensor, name: str = "loss") -> Tensor:
 
 def gradient(problem: Problem, x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Losses (B,) and gradient at ``x``, both detached, by one forward and one backward pass."""
-    autocast = Autocast.current(x.device)
     with differentiable(x.device):
         x = x.detach().requires_grad_()
-        with autocast.restore():
-            losses = problem.losses(x, *args)
+        losses = problem.losses(x, *args)
         if not losses.requires_grad:
             return losses.detach(), torch.zeros_like(x)
         (result,) = torch.autograd.grad(losses.sum(), x, allow_unused=True, materialize_grads=True)

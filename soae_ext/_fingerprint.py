@@ -29,6 +29,7 @@ Token = Hashable
 _PRIMITIVES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, slice)
 _LIBRARIES = frozenset({"torch", "numpy"}) | sys.stdlib_module_names
 _LONGEST_CONTAINER = 1024  # longer lists and dicts are data sets, not state: they count by identity
+_MOST_OBJECTS = 20_000  # a loss that reaches more is not worth the walk
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -46,6 +47,10 @@ class Fingerprint:
         mine, theirs, missing = self.tokens, other.tokens, object()
         paths = [path for path in {**mine, **theirs} if mine.get(path, missing) != theirs.get(path, missing)]
         return [path for path in paths if not _is_below(path, ignored)]
+
+
+class TooManyObjects(Exception):
+    """The callable reaches more Python objects than can be looked at for every use."""
 
 
 class _Identity:
@@ -79,7 +84,10 @@ def tensor_token(tensor: Tensor) -> Token:
 
 
 def survey(roots: Mapping[str, Any]) -> Fingerprint:
-    """Describe everything that is reachable from ``roots`` (name -> object)."""
+    """Describe everything that is reachable from ``roots`` (name -> object).
+
+    Raises ``TooManyObjects`` where the walk would take longer than it is worth.
+    """
     walker = _Walker()
     for path, root in roots.items():
         walker.queue.append((path, root))
@@ -88,7 +96,15 @@ def survey(roots: Mapping[str, Any]) -> Fingerprint:
 
 
 def _is_library(name: str | None) -> bool:
+    """Whether an object of module ``name`` is a leaf."""
     return name is None or name.partition(".")[0] in _LIBRARIES
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_installed(name: str | None) -> bool:
+    """Whether module ``name`` is an installed package, whose globals are taken for constants."""
+    file = getattr(sys.modules.get(name or ""), "__file__", None) or ""
+    return _is_library(name) or "site-packages" in file or "dist-packages" in file
 
 
 @functools.lru_cache(maxsize=4096)
@@ -166,6 +182,8 @@ class _Walker:
             if path != self.seen[id(obj)]:
                 self.found.tokens[path] = ("same object as", self.seen[id(obj)])
             return
+        if len(self.alive) >= _MOST_OBJECTS:
+            raise TooManyObjects(f"it reaches more than {_MOST_OBJECTS} Python objects")
         self.seen[id(obj)] = path
         self.alive.append(obj)
         if isinstance(obj, Tensor):
@@ -176,8 +194,10 @@ class _Walker:
         elif isinstance(obj, types.FunctionType):
             self._visit_function(path, obj)
         elif isinstance(obj, types.MethodType):
+            self.found.tokens[path] = ("method", getattr(obj.__func__, "__code__", type(obj.__func__)))
             self._push(path, {"__func__": obj.__func__, "__self__": obj.__self__})
         elif isinstance(obj, functools.partial):
+            self.found.tokens[path] = functools.partial
             self._push(path, {"func": obj.func, "args": obj.args, "keywords": obj.keywords})
         elif isinstance(obj, list | tuple | dict | types.MappingProxyType):
             self._visit_container(path, obj)
@@ -204,7 +224,7 @@ class _Walker:
                 self.found.tokens[f"{path}.{name}"] = "empty cell"
         self._push(f"{path}.__defaults__", dict(enumerate(function.__defaults__ or ())))  # type: ignore[arg-type]
         self._push(f"{path}.__kwdefaults__", function.__kwdefaults__ or {})
-        if not _is_library(function.__module__):
+        if not _is_installed(function.__module__):
             scope = function.__globals__
             usual = scope is getattr(sys.modules.get(function.__module__), "__dict__", None)
             where = function.__module__ if usual else f"{function.__module__}@{id(scope)}"
@@ -220,8 +240,12 @@ class _Walker:
         for hooks in _MODULE_HOOKS:
             if state[hooks]:
                 self._push(f"{path}.{hooks}", {str(i): hook for i, hook in enumerate(state[hooks].values())})
+        if "forward" in state:
+            self._push(path, {"forward": state["forward"]})
         self._follow_methods(cls, "forward")
-        self.objects.append((path, module, {"training", "_parameters", "_buffers", "_modules", *_MODULE_HOOKS}))
+        self.objects.append(
+            (path, module, {"forward", "training", "_parameters", "_buffers", "_modules", *_MODULE_HOOKS})
+        )
 
     def _visit_container(self, path: str, container: Any) -> None:
         if len(container) > _LONGEST_CONTAINER:
@@ -234,7 +258,7 @@ class _Walker:
     def _visit_object(self, path: str, obj: Any) -> None:
         if isinstance(obj, types.ModuleType):
             self.found.tokens[path] = ("module", obj.__name__)
-            if _is_library(obj.__name__):
+            if _is_installed(obj.__name__):
                 return
         elif _is_library(type(obj).__module__) or type(obj).__module__ == "builtins":
             self.found.tokens[path] = _Identity(obj)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from soae_ext._curvature import Problem, Product, differentiable, gradient
-from soae_ext._fingerprint import Fingerprint, describe, survey, tensor_token
+from soae_ext._fingerprint import Fingerprint, TooManyObjects, describe, survey, tensor_token
 from soae_ext._input_conv import input_only_convolutions
 from soae_ext._loss_arguments import Args, LossArguments, pad
 from soae_ext._trace import CompiledProduct, Untraceable, compile_product
@@ -95,7 +95,8 @@ class _Entry:
     independent: bool = False  # no sample's loss depends on another sample, so the batch may be padded
 
     def fits(self, key: Hashable, fingerprint: Fingerprint) -> bool:
-        return self.key == key and not fingerprint.difference(self.fingerprint, self.volatile)
+        same_code = self.fingerprint.tokens["loss"] == fingerprint.tokens["loss"]
+        return same_code and self.key == key and not fingerprint.difference(self.fingerprint, self.volatile)
 
 
 @dataclass
@@ -132,25 +133,29 @@ def traced(problem: Problem, x: Tensor, args: Args) -> Linearization:
     layout = tensor_token(x[0])
     key = (type(problem), problem.autocast, layout, parts.specification(), torch.get_default_dtype())
     roots = {"loss": problem.function, **parts.constants}
-    with _cache.lock:
-        found = survey(roots)
-        entry = _cache.find(key, found, x.shape[0])
-        if entry is not None and entry.compiled is not None:
-            try:
+    try:
+        with _cache.lock:
+            found = survey(roots)
+            entry = _cache.find(key, found, x.shape[0])
+            if entry is not None and entry.compiled is not None:
+                try:
+                    return _run(entry, entry.compiled, x, parts, found)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # the graph no longer suits: something that no path leads to has changed
+                    _cache.drop(entry)
+                    entry = None
+            if entry is None:
+                entry = _compile(problem, x, parts, key, roots, found)
+            if entry.compiled is not None:
+                _cache.add(entry)
                 return _run(entry, entry.compiled, x, parts, found)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # the graph no longer suits the tensors: something that no path leads to has changed
-                _cache.drop(entry)
-                entry = None
-        if entry is None:
-            entry = _compile(problem, x, parts, key, roots, found)
-        if entry.compiled is not None:
-            _cache.add(entry)
-            return _run(entry, entry.compiled, x, parts, found)
+    except TooManyObjects as error:
+        entry = _Entry(key, Fingerprint(), frozenset(), x.shape[0], None, str(error))
     result = double_backward(problem, x, args, method="input-only")
     if not any(e is entry for e in _cache.entries):
-        _cache.add(entry)
+        if entry.fingerprint.tokens:
+            _cache.add(entry)
         warnings.warn(
             f"hvp: the loss {describe(problem.function)!r} cannot be compiled: {entry.refusal}. Its exact products "
             "come from autograd instead, with input-only convolutions",
@@ -164,7 +169,7 @@ def _compile(
 ) -> _Entry:
     batch = x.shape[0]
     relatives = [e for e in _cache.entries if e.key == key and e.compiled and e.batch == batch]
-    relatives = [e for e in relatives if e.fingerprint.tokens.get("loss") == before.tokens.get("loss")]
+    relatives = [e for e in relatives if e.fingerprint.tokens["loss"] == before.tokens["loss"]]
     if len(relatives) == _TOO_MANY:
         path = before.difference(relatives[-1].fingerprint, relatives[-1].volatile)[0]
         warnings.warn(

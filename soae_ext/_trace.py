@@ -83,14 +83,20 @@ class _OperatorGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = {_storage(t) for t in _tensors([given.get(argument.name)])}
                 if not written <= self._made:
-                    raise Untraceable(f"it writes to a tensor that it did not create ({func})")
+                    raise Untraceable(
+                        f"it writes to a tensor that it did not create ({func}): "
+                        "call model.eval() if this is batch normalisation"
+                    )
         result = func(*args, **kwargs)
         self._made |= {_storage(t) for t in _tensors([result])} - before
         return result
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse, or autograd's zero without memory
+        return id(tensor)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -58,8 +58,9 @@ class HessianOperator:
         self._calls = 0
         self._linearization = _linearize(problem, build, x, args)
         self._count(1)
-        self.gradient = self._linearization.gradient.clone()  # the product may still need the original
-        self.loss = self._linearization.losses.clone()
+        with torch.inference_mode(False), torch.no_grad():  # copies: the product may still need the originals
+            self.gradient = torch.empty_like(x).copy_(self._linearization.gradient)
+            self.loss = self._linearization.losses.clone()
         self.method = self._linearization.method
 
     @property
@@ -88,9 +89,8 @@ class HessianOperator:
         self._count(self._linearization.product_cost)
         with torch.inference_mode(False), torch.no_grad():
             direction = _same_layout(v.clone() if v.is_inference() else v.detach(), self._x)
-            result = self._linearization.product(direction)
-            shared = result.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
-            return result.clone() if shared else result.detach()
+            # a copy: the product may be v itself, a constant of the trace, or autograd's zero without memory
+            return torch.empty_like(direction).copy_(self._linearization.product(direction))
 
     def restrict(self, index: Tensor | Sequence[int]) -> HessianOperator:
         """The operator on the samples ``index``: positions (k,), or a mask (B,) of dtype bool.
@@ -200,7 +200,7 @@ def _difference(x: Tensor, step: float | None, central: bool) -> _Build:
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x: finite differences need float32 or float64, got {x.dtype}: use an exact method")
     if step is None:
-        step = 1e-3 * math.sqrt(x[0].numel() / 784) if len(x) else 1e-3
+        step = 1e-3 * math.sqrt(max(1, math.prod(x.shape[1:])) / 784)
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
         raise ValueError(f"step must be a positive number, got {step!r}")
     h = float(step)
