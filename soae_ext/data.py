@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,6 +54,17 @@ class ImageData:
             raise ValueError(f"must be between 1 and {len(self)}, the number of images in {self.name}; got {n}")
         return ImageData(self.images[:n], self.labels[:n], self.name)
 
+    def check(self, shape: tuple[int, ...], classes: int) -> None:
+        """Raise `ValueError` unless a network for images of this shape and so many classes can take the data."""
+        if self.images.shape[1:] != shape:
+            raise ValueError(f"the network takes images {shape}, these are {tuple(self.images.shape[1:])}")
+        if not bool(((self.images >= 0) & (self.images <= 1)).all()):
+            low, high = self.images.min().item(), self.images.max().item()
+            raise ValueError(f"images must lie in [0, 1], these span [{low:.4g}, {high:.4g}]; scale them first")
+        low_label, high_label = int(self.labels.min()), int(self.labels.max())
+        if low_label < 0 or high_label >= classes:
+            raise ValueError(f"labels must lie in 0 to {classes - 1}, these span {low_label} to {high_label}")
+
 
 def shipped_file(name: str) -> Path:
     """Path of a file in `soae_ext/assets`."""
@@ -69,9 +81,10 @@ def load_digits() -> ImageData:
 def load_directory(path: str | os.PathLike[str], split: str = "test", n: int | None = None) -> ImageData:
     """Images from a directory of parquet files in the layout of the `datasets` library.
 
-    The files of a split are called `{split}-*.parquet` (in the directory or below it) and have a column `image` of
-    encoded images and a column `label` of integers. They are read through `datasets`, an optional dependency, without
-    a copy in its cache.
+    The files of a split are called `{split}-*.parquet` (in the directory or below it) and have a column `image`, of
+    encoded images or of arrays, and a column `label` of integers. They are read through `datasets`, an optional
+    dependency, without a copy in its cache. 8-bit pixels are divided by 255, 16-bit pixels by 65535; floating-point
+    pixels are taken as they are.
 
     Args:
         path: the directory.
@@ -81,7 +94,7 @@ def load_directory(path: str | os.PathLike[str], split: str = "test", n: int | N
     Raises:
         ImportError: `datasets` is not installed.
         FileNotFoundError: no such directory, or no file of that split in it.
-        ValueError: a column is missing, the images differ in shape, or there are fewer than `n`.
+        ValueError: a file cannot be read, a column is missing, the images differ in shape, or there are fewer than `n`.
     """
     path = Path(path)
     if not path.is_dir():
@@ -89,32 +102,46 @@ def load_directory(path: str | os.PathLike[str], split: str = "test", n: int | N
     parquet = sorted(str(file) for file in path.rglob(f"{split}-*.parquet"))
     if not parquet:
         raise FileNotFoundError(f"no file {split}-*.parquet in {path}")
-    images, labels = _read(parquet, n)
-    data = ImageData(images, labels, f"{path} ({split})")
-    return data.first(n)
-
-
-def _read(parquet: list[str], n: int | None) -> tuple[Tensor, Tensor]:
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
         raise ImportError("reading parquet files needs the datasets library: pip install 'soae-ext[full]'") from error
-    rows = datasets.load_dataset("parquet", data_files={"data": parquet}, split="data", streaming=True)
-    missing = {"image", "label"} - set(rows.features)
+    try:
+        rows = datasets.load_dataset("parquet", data_files={"data": parquet}, split="data", streaming=True)
+        columns = rows.features or {}
+        kind = columns.get("image")
+        if isinstance(kind, dict) and "bytes" in kind:
+            rows = rows.cast_column("image", datasets.Image())
+        images, labels = _stack(rows if n is None else rows.take(n), set(columns))
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    return ImageData(images, labels, f"{path} ({split})").first(n)
+
+
+def _stack(rows: Iterable[Any], columns: set[str]) -> tuple[Tensor, Tensor]:
+    missing = {"image", "label"} - columns
     if missing:
-        raise ValueError(f"{parquet[0]} has no column {' and '.join(sorted(missing))}; it has {sorted(rows.features)}")
-    rows = rows.cast_column("image", datasets.Image())
-    return _stack(rows if n is None else rows.take(n))
-
-
-def _stack(rows: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    pixels, labels = [], []
+        raise ValueError(f"there is no column {' and no column '.join(sorted(missing))}, only {sorted(columns)}")
+    images, labels = [], []
     for row in rows:
-        pixels.append(np.asarray(row["image"], dtype=np.uint8))
+        images.append(_pixels(row["image"]))
         labels.append(int(row["label"]))
-    shapes = {array.shape for array in pixels}
-    if len(shapes) > 1:
-        raise ValueError(f"the images differ in shape: {sorted(shapes)[:3]}; resize them to one shape first")
-    images = torch.from_numpy(np.stack(pixels)).float() / 255
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(labels, dtype=torch.int64)
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        what = f"the images differ in shape: {sorted(shapes)[:3]}; resize them to one shape" if shapes else "no images"
+        raise ValueError(what)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _pixels(image: Any) -> npt.NDArray[np.float32]:
+    """`(C, H, W)` float32 of an image of the Pillow library, or of nested lists."""
+    if getattr(image, "mode", None) in ("P", "RGBA", "LA", "CMYK"):
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    largest = {"b": 1, "u": 65535 if array.dtype == np.uint16 else 255, "i": 255, "f": 1}.get(array.dtype.kind)
+    if largest is None or array.ndim not in (2, 3):
+        raise ValueError(f"an image must be two- or three-dimensional numbers, got {array.dtype} {array.shape}")
+    pixels: npt.NDArray[np.float32] = array.astype(np.float32) / np.float32(largest)
+    if pixels.ndim == 2:
+        return pixels[None]
+    return pixels if len(pixels) in (1, 3) else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -59,7 +59,8 @@ class SOAE(Attack):
             -H^-1 g, which lowers the loss wherever H is positive definite on the Krylov space (see the module).
         normalize: N(d). `"sign"` is sign(d), in an L2 ball divided by its 2-norm; `"Linf"` and `"L2"` scale d to unit
             norm; `"identity"` leaves it as long as it is.
-        max_dim: largest Krylov dimension of one solve.
+        max_dim: largest Krylov dimension of one solve, 5 by default. On a ReLU network with C classes the exact
+            solution needs at most C - 1.
         threshold: a solve ends when the residual is below `threshold * |g|` (1e-2 is about what one-sided differences
             in single precision resolve), or with
         threshold_on: `"subdiagonal"` when h_{j+1,j} < `threshold`, in the units of H. No true residual is computed
@@ -73,7 +74,7 @@ class SOAE(Attack):
     steps: int = 10
     direction: Direction = "ascent"
     normalize: Normalize = "sign"
-    max_dim: int = 10
+    max_dim: int = 5
     threshold: float = 1e-2
     threshold_on: ThresholdOn = "residual"
     hvp: Product = "traced"

@@ -20,7 +20,7 @@ from tyro.conf import arg
 
 from .._files import check_writable, replacing
 from ..attacks import FGSM, PGD, SOAE, Attack
-from ..attacks.checks import check_choice, check_count, check_images, check_labels
+from ..attacks.checks import check_choice, check_count
 from ..attacks.geometry import Norm
 from ..attacks.soae import Direction
 from ..data import ImageData, load_digits, load_directory, shipped_file
@@ -122,6 +122,8 @@ def _attack(written: str, options: AttackOptions) -> tuple[str, Attack]:
     name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", written, re.DOTALL).groups()  # type: ignore[union-attr]
     name = name.upper() if name.upper() in _NAMES else name
     check_choice("attack", name, _NAMES)
+    if number and int(number) < 1:
+        raise ValueError(f"attack: '{written}' makes no step")
     steps = int(number) if number else options.steps or _STEPS[name]
     norm, seed = options.norm, options.seed
     eps = _DEFAULT_EPS[norm] if options.eps is None else options.eps
@@ -175,13 +177,7 @@ def _data(options: AttackOptions, model: SmallCNN) -> ImageData:
             check_count("n", options.n, 1)
     with blaming("--data"):
         data = load_directory(options.data) if options.data else load_digits()
-        check_images(data.images)
-        check_labels(data.labels, data.images)
-        if data.images.shape[1:] != model.input_shape:
-            raise ValueError(f"the network takes images {model.input_shape}, these are {tuple(data.images.shape[1:])}")
-        largest = int(data.labels.max())
-        if largest >= model.classes:
-            raise ValueError(f"labels must be below {model.classes}, the number of classes; got {largest}")
+        data.check(model.input_shape, model.classes)
     with blaming("--n"):
         return data.first(options.n)
 
