@@ -5,6 +5,7 @@ Every array starts poisoned: NaN in floating point, 0xFF bytes in integers. What
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -190,8 +191,17 @@ class Problem:
         self.coupling = coupling * scale_a
         self.b = ((rand[1] - 0.5).to(device) * scale_b).to(dtype)
 
-    def exact(self, v: torch.Tensor) -> torch.Tensor:
-        return self.diagonal * v.double() + self.coupling * v.double().roll(1, dims=1)
+    def exact(self, v: torch.Tensor, system: int | None = None) -> torch.Tensor:
+        """A v of every system, or of one of them for each row of v."""
+        diagonal = self.diagonal if system is None else self.diagonal[system]
+        return diagonal * v.double() + self.coupling * v.double().roll(1, dims=1)
+
+    def first(self, batch: int) -> Problem:
+        """The first systems alone."""
+        part = copy.copy(self)
+        part.batch = min(batch, self.batch)
+        part.diagonal, part.b = self.diagonal[:batch], self.b[:batch]
+        return part
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         return self.exact(v).to(self.dtype)
@@ -219,11 +229,12 @@ def hessenberg(s: KernelSolve, system: int) -> np.ndarray:
     return h
 
 
-def check_arnoldi(s: KernelSolve, problem: Problem) -> None:
-    """V orthonormal and zero-padded, A V = V H, and the rotated right-hand side, after the first cycle's steps."""
+def check_arnoldi(s: KernelSolve, problem: Problem, systems: int | None = None) -> None:
+    """V orthonormal and zero-padded, A V = V H, and the last estimate, after the first cycle's steps; of all systems
+    or of the first few."""
     eps = torch.finfo(s.dtype).eps
     beta = problem.b.double().norm(dim=1)
-    for i in range(s.batch):
+    for i in range(min(s.batch, systems or s.batch)):
         steps = int(s.length[i])
         kept = steps + (1 if int(s.outcome[i]) == ACTIVE else 0)  # after a breakdown there is no next vector
         rows = s.basis[i, :kept]
@@ -234,7 +245,7 @@ def check_arnoldi(s: KernelSolve, problem: Problem) -> None:
         fallen = float(beta[i]) / float(s.estimates[i, kept - 2]) if s.one_sweep and kept > 1 else 1.0
         assert np.abs(gram).max() <= 10 * eps * (np.sqrt(kept) + fallen), "the basis is not orthonormal"
 
-        w = torch.stack([problem.exact(row.expand(s.batch, -1))[i] for row in rows[:steps, : s.n]])
+        w = problem.exact(rows[:steps, : s.n], system=i)
         h = hessenberg(s, i)[:, :steps]
         error = w.cpu().numpy().T - v.T @ h[:kept]
         assert np.abs(error).max() <= 40 * eps * np.abs(h).max(), "A V is not V H"

@@ -10,6 +10,8 @@ import pytest
 
 from tests import simt_build
 
+pytestmark = [pytest.mark.slow, pytest.mark.sanitizer]
+
 FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 # Fibers leave the leak checker nothing to hold on to: their stacks are no thread's.
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -30,7 +32,6 @@ def run(executable: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
 def test_whole_solves_are_clean(executable):
     done = run(executable)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,7 +39,6 @@ def test_whole_solves_are_clean(executable):
     assert "runtime error" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_store_beyond_shared_memory_is_reported(executable):
     done = run(executable, "out-of-bounds")
     assert done.returncode != 0
@@ -46,7 +46,6 @@ def test_a_store_beyond_shared_memory_is_reported(executable):
     assert "self_test.cpp" in done.stderr
 
 
-@pytest.mark.slow
 def test_the_same_kernel_without_the_defect_is_clean(executable):
     done = run(executable, "correct")
     assert (done.returncode, done.stdout) == (0, "0 wrong\n"), done.stderr
