@@ -31,10 +31,10 @@ Layout make_layout(const Solve& p) {
   l.threads = registered == 0 ? std::max(1, p.threads) : 1;
   l.split = p.batch < l.threads && l.chunks > 1;
   l.teams = l.split ? 1 : static_cast<int32_t>(std::min<int64_t>(l.threads, std::max<int64_t>(1, p.batch)));
-  l.share = static_cast<int32_t>(std::clamp<int64_t>(p.batch / (8 * l.threads), 1, 8));
   l.row_bytes = round_up(p.ld * item, kAlignment);
   l.small_bytes = round_up((p.restart + 2) * static_cast<int64_t>(sizeof(double)), kAlignment);
-  l.team_bytes = l.row_bytes + l.small_bytes + round_up(2 * l.chunks * static_cast<int64_t>(sizeof(Partial)), kAlignment);
+  const int64_t partial_bytes = 2 * l.chunks * static_cast<int64_t>(sizeof(Partial));
+  l.team_bytes = l.row_bytes + l.small_bytes + round_up(partial_bytes, kAlignment);
   return l;
 }
 

@@ -17,7 +17,7 @@
 
 namespace soae::cpu {
 
-// Bytes of one vector that are processed at a time: a panel of four and the vector itself stay in the second-level cache.
+// Bytes of one vector that are processed at a time: the vector and two panels of four stay in the second-level cache.
 constexpr int64_t kChunkBytes = 16384;
 
 // Partial results of one chunk; a cache line, so that threads do not share one.
@@ -33,7 +33,6 @@ struct Layout {
   int64_t team_bytes;
   int32_t teams;
   int32_t threads;
-  int32_t share;       // systems that a thread takes at a time
   bool split;          // all threads on one system
 };
 
@@ -139,7 +138,7 @@ void for_each_system(const Solve& p, int64_t elements_per_system, Body&& body) {
       for (int64_t system = 0; system < p.batch; ++system) body(system, team);
     }
   } else {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, layout.share)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t system = 0; system < p.batch; ++system) {
       // Fewer systems than threads: a row for each system, not for each thread.
       Team team(p, layout, p.batch < threads ? static_cast<int32_t>(system) : omp_get_thread_num(), 0, 1);

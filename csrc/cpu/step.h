@@ -19,26 +19,18 @@ Panel<T> make_panel(const T* matrix, int64_t ld, int32_t first, int32_t rows, in
   return panel;
 }
 
-// The panel after that of `first`, from column `offset` on, as far as the matrix has rows to read; where a panel is too
-// long for that to survive in the cache, the panel of `first` itself a little further on.
+// The panel after the one that starts at row `first`, from column `offset` on, if the matrix has rows to read there and
+// the panel is short enough to stay in the second-level cache until its turn comes.
 template <typename T>
 Ahead make_ahead(const T* matrix, int64_t ld, int32_t first, int32_t rows, int64_t offset) {
-  constexpr int64_t kPanelBytes = 131072, kDistance = 2048 / sizeof(T);
-  const bool whole = kPanel * ld * static_cast<int64_t>(sizeof(T)) <= kPanelBytes;
-  if (whole) first += kPanel;
+  constexpr int64_t kLongest = 131072;
+  first += kPanel;
   Ahead ahead;
-  ahead.wanted = first < rows;
+  ahead.wanted = first < rows && kPanel * ld * static_cast<int64_t>(sizeof(T)) <= kLongest;
   for (int i = 0; i < kPanel; ++i) {
-    ahead.row[i] = reinterpret_cast<std::uintptr_t>(matrix) + (std::min(first + i, rows - 1) * ld + offset + (whole ? 0 : kDistance)) * sizeof(T);
+    ahead.row[i] = reinterpret_cast<std::uintptr_t>(matrix + std::min(first + i, rows - 1) * ld + offset);
   }
   return ahead;
-}
-
-// The first panel of the system that this thread most likely takes next.
-template <typename T>
-Ahead next_system(const Solve& p, int64_t system, const T* basis, int32_t rows, int64_t offset) {
-  if (system + 1 >= p.batch || p.systems[system + 1].outcome != kActive) return Ahead{};
-  return make_ahead(basis + (p.restart + 1) * p.ld, p.ld, -kPanel, rows, offset);
 }
 
 // row = scale * values of this thread's chunks as a new basis vector (zero-padded) and as the operator's next input.
@@ -63,12 +55,13 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
   T* const direction = static_cast<T*>(p.direction) + system * p.n;
   if (p.systems[system].outcome != kActive) return write_zeros(direction, team);
 
+  const VectorLoops<T>& loops = vector_loops<T>();
   T* const basis = static_cast<T*>(p.basis) + system * (p.restart + 1) * p.ld;
   const int32_t rows = j + 1;
   w += system * p.n;  // may be `direction`: nothing is written there until all of w was read
   double largest;
-  team.max(1, &largest, [&](int64_t offset, int64_t count, double* out) { 
-    out[0] = vector_loops<T>().max_abs(w + offset, make_ahead(basis, p.ld, -kPanel, rows, offset), count);
+  team.max(1, &largest, [&](int64_t offset, int64_t count, double* out) {
+    out[0] = loops.max_abs(w + offset, make_ahead(basis, p.ld, -kPanel, rows, offset), count);
   });
   if (!is_finite(largest)) {
     if (team.leader()) reject_column(p, system);
@@ -83,12 +76,15 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
   const auto panel_at = [&](int32_t pass, int64_t offset) {
     return make_panel(basis, p.ld, pass % panels * kPanel, rows, offset);
   };
+  const auto ahead_of = [&](int32_t pass, int64_t offset) {
+    return make_ahead(basis, p.ld, pass % panels * kPanel, rows, offset);
+  };
 
   double sums[kPanel + 1];
   T h[kPanel];
   const T scale = std::ldexp(T(1), -exponent);
   team.sum(kPanel + 1, sums, [&](int64_t offset, int64_t count, double* out) {
-    vector_loops<T>().scale_dot(row + offset, w + offset, scale, panel_at(0, offset), make_ahead(basis, p.ld, 0, rows, offset), out, count);
+    loops.scale_dot(row + offset, w + offset, scale, panel_at(0, offset), ahead_of(0, offset), out, count);
   });
   const double av = std::sqrt(sums[kPanel]);
   for (int32_t pass = 0; pass < passes; ++pass) {
@@ -101,12 +97,12 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
     }
     if (pass + 1 < passes) {
       team.sum(kPanel, sums, [&](int64_t offset, int64_t count, double* out) {
-        vector_loops<T>().update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset),
-                   make_ahead(basis, p.ld, (pass + 1) % panels * kPanel, rows, offset), out, count);
+        loops.update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset),
+                         ahead_of(pass + 1, offset), out, count);
       });
     } else {
       team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
-        out[0] = vector_loops<T>().update_norm(row + offset, panel_at(pass, offset), h, next_system(p, system, basis, rows, offset), count);
+        out[0] = loops.update_norm(row + offset, panel_at(pass, offset), h, count);
       });
     }
   }

@@ -215,13 +215,13 @@ void update_dot(T* w, const Panel<T>& used, const T* h, const Panel<T>& next, co
 }
 
 template <typename T>
-double update_norm(T* w, const Panel<T>& used, const T* h, const Ahead& ahead, int64_t n) {
+double update_norm(T* w, const Panel<T>& used, const T* h, int64_t n) {
   const T *u0 = used.row[0], *u1 = used.row[1], *u2 = used.row[2], *u3 = used.row[3];
   const T h0 = h[0], h1 = h[1], h2 = h[2], h3 = h[3];
   Vector<T> dw{};
   double tw = 0;
   sweep<T>(
-      ahead, n,
+      Ahead{}, n,
       [&](int64_t i) {
         const Vector<T> value =
             load(w + i) - h0 * load(u0 + i) - h1 * load(u1 + i) - h2 * load(u2 + i) - h3 * load(u3 + i);
