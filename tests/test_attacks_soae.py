@@ -93,9 +93,7 @@ def test_without_curvature_the_step_is_the_gradient():
     ],
 )
 def test_normalisers(normalize, expected):
-    attack = SOAE(
-        0.4, steps=1, loss="margin", normalize=normalize, step_size=0.01, max_dim=N, threshold=1e-12
-    )
+    attack = SOAE(0.4, steps=1, loss="margin", normalize=normalize, step_size=0.01, max_dim=N, threshold=1e-12)
     model = Quadratic(POSITIVE)
     torch.testing.assert_close((attack(model, X, Y).x_adv - X)[0] / 0.01, expected, rtol=1e-8, atol=1e-8)
     if normalize == "sign":

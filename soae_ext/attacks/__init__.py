@@ -1,7 +1,7 @@
 """Attacks on image classifiers: a second-order one and the first-order baselines that it is compared with.
 
-    attack = SOAE(eps=8 / 255)
-    result = attack(model, images, labels)
+attack = SOAE(eps=8 / 255)
+result = attack(model, images, labels)
 """
 
 from .base import Attack, AttackResult

@@ -154,9 +154,7 @@ class Attack(ABC):
             logits = objective.model(x)
         check_logits(logits, x, all_labels)
         objective.check_classes(logits.shape[1])
-        task = Task(
-            objective, x, y, eps, index, logits, norm=self.norm, seed=self.seed, early_stop=self.early_stop
-        )
+        task = Task(objective, x, y, eps, index, logits, norm=self.norm, seed=self.seed, early_stop=self.early_stop)
         krylov_dims = self._run(task)
         with torch.no_grad():
             logits = objective.model(task.best)

@@ -92,9 +92,7 @@ def run(options: AttackOptions) -> int:
         for name, attack in attacks.items():
             bar.set_description(name)
             measurements.append(
-                evaluate(
-                    name, attack, model, data, device=device, batch_size=options.batch_size, advance=bar.update
-                )
+                evaluate(name, attack, model, data, device=device, batch_size=options.batch_size, advance=bar.update)
             )
     print(f"{len(data)} images of {data.name}, {options.norm} eps = {options.eps:g}, seed {options.seed}\n")
     print(table(clean, clean_loss, measurements))
