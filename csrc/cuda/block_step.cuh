@@ -23,11 +23,11 @@ struct BlockStep {
 };
 
 // w -= V V^T w for the rows [row, row + kPanel) of V that exist: classical within the panel, modified between panels.
-// The coefficients, times 2^exponent, are added to the column.
+// The coefficients, times `unit`, are added to the column, each by a thread of its own.
 template <typename T, int kVariant>
 SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
                                      typename BlockStep<T, kVariant>::Reduce& reduce, const T* basis, int64_t ld,
-                                     int32_t chunks, int32_t row, int32_t rows, double* column, int32_t exponent) {
+                                     int32_t chunks, int32_t row, int32_t rows, double* column, double unit) {
   constexpr int kPanel = BlockStep<T, kVariant>::kPanel;
   typename BlockStep<T, kVariant>::Tile v[kPanel];
 #pragma unroll
@@ -38,11 +38,14 @@ SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
   for (int q = 0; q < kPanel; ++q) h[q] = v[q].dot(w);
   reduce.sum_rows(h);
 
+  T mine = h[0];
 #pragma unroll
   for (int q = 0; q < kPanel; ++q) {
     w.add(-h[q], v[q]);
-    if (thread_index() == 0 && row + q < rows) column[row + q] += ldexp(static_cast<double>(h[q]), exponent);
+    mine = thread_index() == q ? h[q] : mine;
   }
+  const int32_t own = row + thread_index();
+  if (thread_index() < kPanel && own < rows) column[own] += unit * static_cast<double>(mine);
 }
 
 template <typename T, int kVariant>
@@ -69,11 +72,12 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   w.scale(power_of_two<T>(-exponent));
   const double before = sqrt(reduce.sum(w.dot(w)));
 
+  const double unit = power_of_two<double>(exponent);
   const T* basis = basis_row<T>(p, system, 0);
   const int sweeps = p.orthogonalization == kCgs2 ? 2 : 1;
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
-      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, chunks, row, j + 1, column, exponent);
+      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, chunks, row, j + 1, column, unit);
     }
   }
   const double after = sqrt(reduce.sum(w.dot(w)));

@@ -173,6 +173,7 @@ struct Tile {
 // Zeroes chunks first + t, ... < last of a vector.
 template <typename T>
 SOAE_DEVICE void clear_vector(const Vector<T>& v, int32_t first, int32_t last) {
+#pragma unroll 1
   for (int32_t at = first + thread_index(); at < last; at += thread_count()) v.store(at, Chunk<T>{});
 }
 

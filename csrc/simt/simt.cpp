@@ -65,6 +65,8 @@ struct Machine {
 
 Machine machine;
 
+Fiber& fiber(int thread) { return *machine.fibers[static_cast<std::size_t>(thread)]; }
+
 // AddressSanitizer has to know which stack is in use.
 #if defined(__SANITIZE_ADDRESS__)
 void leave_for(void** fake_stack, const void* stack, std::size_t bytes) {
@@ -135,16 +137,16 @@ std::string place(const Site& s) { return std::string(s.file) + ":" + std::to_st
 // Releases the warp's lanes if all of them wait at a shuffle.
 void release_warp(int first) {
   for (int i = first; i < first + kWarp; ++i) {
-    if (machine.fibers[static_cast<std::size_t>(i)]->wait != Wait::kWarp) return;
+    if (fiber(i).wait != Wait::kWarp) return;
   }
-  for (int i = first; i < first + kWarp; ++i) machine.fibers[static_cast<std::size_t>(i)]->wait = Wait::kNone;
+  for (int i = first; i < first + kWarp; ++i) fiber(i).wait = Wait::kNone;
 }
 
 // Releases the block if all of its threads that have not returned wait at one barrier.
 bool release_block(int threads) {
   const Site* site = nullptr;
   for (int i = 0; i < threads; ++i) {
-    const Fiber& f = *machine.fibers[static_cast<std::size_t>(i)];
+    const Fiber& f = fiber(i);
     if (f.wait == Wait::kDone) continue;
     if (f.wait != Wait::kBlock) return false;
     if (site == nullptr) site = &f.site;
@@ -155,33 +157,42 @@ bool release_block(int threads) {
   }
   if (site == nullptr) return false;
   for (int i = 0; i < threads; ++i) {
-    Fiber& f = *machine.fibers[static_cast<std::size_t>(i)];
+    Fiber& f = fiber(i);
     if (f.wait == Wait::kBlock) f.wait = Wait::kNone;
   }
   return true;
+}
+
+// Runs each thread of a group, a warp where the schedule keeps warps together, to its next barrier or shuffle. Called
+// until none of them can run: a warp gets as far ahead of the others as the barriers let it.
+bool run_group(std::vector<int>::const_iterator group, std::int64_t block, int threads, unsigned char* shared) {
+  bool ran = false;
+  for (auto i = group; i != group + kWarp; ++i) {
+    Fiber& f = fiber(*i);
+    if (f.wait != Wait::kNone) continue;
+    ran = true;
+    machine.position = {block, *i, threads, shared};
+    resume(f);
+    if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
+    if (f.wait == Wait::kWarp) release_warp(*i / kWarp * kWarp);
+  }
+  return ran;
 }
 
 void run_block(std::int64_t block, int threads, std::size_t shared) {
   const std::unique_ptr<unsigned char[]> buffer(new unsigned char[shared]);
   std::fill_n(buffer.get(), shared, static_cast<unsigned char>(0xff));
   for (int i = 0; i < threads; ++i) {
-    Fiber& f = *machine.fibers[static_cast<std::size_t>(i)];
+    Fiber& f = fiber(i);
     f.wait = Wait::kNone;
     f.parity = 0;
   }
   const std::vector<int> order = scheduled(threads);
   for (;;) {
     bool ran = false, alive = false;
-    for (const int i : order) {
-      Fiber& f = *machine.fibers[static_cast<std::size_t>(i)];
-      if (f.wait == Wait::kNone) {
-        ran = true;
-        machine.position = {block, i, threads, buffer.get()};
-        resume(f);
-        if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
-        if (f.wait == Wait::kWarp) release_warp(i / kWarp * kWarp);
-      }
-      alive = alive || f.wait != Wait::kDone;
+    for (auto group = order.begin(); group != order.end(); group += kWarp) {
+      while (run_group(group, block, threads, buffer.get())) ran = true;
+      for (auto i = group; i != group + kWarp; ++i) alive = alive || fiber(*i).wait != Wait::kDone;
     }
     if (!alive) return;
     if (!ran && !release_block(threads)) {
@@ -245,7 +256,7 @@ std::uint64_t exchange(std::uint64_t value, int lane) {
   f.mailbox[parity] = value;
   f.wait = Wait::kWarp;
   yield();
-  return machine.fibers[static_cast<std::size_t>(first + lane)]->mailbox[parity];
+  return fiber(first + lane).mailbox[parity];
 }
 
 }  // namespace soae::simt
