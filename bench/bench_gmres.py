@@ -2,10 +2,10 @@
 
     python bench/bench_gmres.py [--quick] [--gpu-only] [--output run.json] [--figure run.png]
 
-Every configuration is checked first: after the same number of steps all implementations must have reached the same true
-residual in float64 (within a factor of 2), else the row says "not comparable". Then they are timed in turns, and each
-row gives the median ratio to the *best* pure-PyTorch form with its 10–90 % range, and the fraction of the read bandwidth
-measured in the same run that one read of the basis in that time amounts to.
+Every configuration is checked first: after the same number of steps all implementations must have reached the same
+true residual in float64 (within a factor of 2), else the row says "not comparable". Then they are timed in turns, and
+each row gives the median ratio to the *best* pure-PyTorch form with its 10-90 % range, and the fraction of the read
+bandwidth measured in the same run that one read of the basis in that time amounts to.
 
 The PyTorch forms (soae_ext/reference.py): textbook modified Gram–Schmidt, and classical Gram–Schmidt twice as batched
 row-vector products. In the step rows they do the orthogonalisation, the norm and the append only, while the fused step
@@ -143,7 +143,7 @@ def captured(function: Callable[[], object]) -> Callable[[], object]:
 
 def step_row(shape: Shape, device: torch.device, ceilings: dict[str, float], repeats: int) -> dict[str, Any]:
     sets = [StepSet(shape, device, seed) for seed in range(SETS)]
-    comparable = all([s.agree() for s in sets])
+    agreements = [s.agree() for s in sets]  # each set takes its first step here
     forms = {
         "fused": [s.fused for s in sets],
         "textbook": [functools.partial(s.pytorch, reference.orthogonalize_mgs) for s in sets],
@@ -157,7 +157,7 @@ def step_row(shape: Shape, device: torch.device, ceilings: dict[str, float], rep
         functions |= {f"{name} graph": captured(function) for name, function in list(functions.items())}
     times = measure.interleaved(functions, cuda=cuda, repeats=repeats, least_seconds=0.02)
     per_step = {name: [t / SETS for t in values] for name, values in times.items()}
-    row = summarise("step", shape, per_step, comparable)
+    row = summarise("step", shape, per_step, all(agreements))
     least_bytes = shape.batch * shape.n * 4 * (shape.k + 3)  # V and w read once, the new vector written twice
     fastest = row["us"][row["ours"]]["median"] / 1e6
     row["bytes"] = least_bytes
@@ -236,7 +236,10 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 0.42 * len(rows) + 1.6), sharey=True)
     positions = range(len(rows))
     medians = [r["ratio"]["median"] for r in rows]
-    errors = [[r["ratio"]["median"] - r["ratio"]["p10"] for r in rows], [r["ratio"]["p90"] - r["ratio"]["median"] for r in rows]]
+    errors = [
+        [r["ratio"]["median"] - r["ratio"]["p10"] for r in rows],
+        [r["ratio"]["p90"] - r["ratio"]["median"] for r in rows],
+    ]
     left.barh(positions, medians, xerr=errors, color="#3b6ea5", ecolor="#222222", height=0.65)
     left.axvline(1, color="#999999", linewidth=1)
     left.set_yticks(positions, labels)
@@ -252,7 +255,9 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def run(device: torch.device, steps: list[Shape], solves: list[Shape], repeats: int) -> tuple[dict[str, float], list[Any]]:
+def run(
+    device: torch.device, steps: list[Shape], solves: list[Shape], repeats: int
+) -> tuple[dict[str, float], list[Any]]:
     ceilings = measure.bandwidth(device)
     if device.type == "cuda":
         ceilings |= measure.launch_costs()

@@ -104,9 +104,7 @@ def launch_costs() -> dict[str, float]:
     with torch.cuda.graph(graph):
         for _ in range(100):
             a.add_(1)
-    times = interleaved(
-        {"eager": lambda: a.add_(1), "graph": graph.replay}, cuda=True, repeats=15, least_seconds=0.005
-    )
+    times = interleaved({"eager": lambda: a.add_(1), "graph": graph.replay}, cuda=True, repeats=15, least_seconds=0.005)
     return {
         "eager_op_us": 1e6 * statistics.median(times["eager"]),
         "graph_node_us": 1e4 * statistics.median(times["graph"]),

@@ -88,7 +88,9 @@ def _check_b(b: Tensor) -> None:
     if b.ndim < 2:
         _refuse("b", f"expected (B, *shape), got shape {tuple(b.shape)}: add a batch dimension: b[None]")
     if b.dtype.is_complex:
-        raise NotImplementedError("gmres: b: complex systems are not implemented: solve the real form of twice the size")
+        raise NotImplementedError(
+            "gmres: b: complex systems are not implemented: solve the real form of twice the size"
+        )
     if b.dtype not in _REAL:
         raise TypeError(f"gmres: b: expected float32 or float64, got {b.dtype}: convert with b.float()")
     if b.requires_grad and torch.is_grad_enabled():
@@ -101,7 +103,9 @@ def _check_x0(x0: Tensor, b: Tensor) -> None:
     if not isinstance(x0, Tensor):
         raise TypeError(f"gmres: x0: expected a tensor like b or None, got {type(x0).__name__}")
     if x0.shape != b.shape:
-        _refuse("x0", f"shape {tuple(x0.shape)} differs from b's {tuple(b.shape)}: use x0.expand_as(b) or x0.view_as(b)")
+        _refuse(
+            "x0", f"shape {tuple(x0.shape)} differs from b's {tuple(b.shape)}: use x0.expand_as(b) or x0.view_as(b)"
+        )
     if x0.dtype != b.dtype:
         raise TypeError(f"gmres: x0: dtype {x0.dtype} differs from b's {b.dtype}: convert with x0.to(b.dtype)")
     if x0.device != b.device:

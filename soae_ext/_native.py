@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -55,12 +56,11 @@ def choose(backend: str, device: torch.device) -> str:
         if device.type != "cpu":
             raise RuntimeError(f"gmres: backend: {backend!r} works on CPU tensors, b is on {device}")
         return backend
-    wanted = device.type if backend == "auto" else backend
-    if wanted != device.type:
-        if backend != "auto":
-            raise RuntimeError(
-                f"gmres: backend: {backend!r} does not fit b on {device}: move b and A, or use backend='auto'"
-            )
+    if backend not in ("auto", device.type):
+        raise RuntimeError(
+            f"gmres: backend: {backend!r} does not fit b on {device}: move b and A, or use backend='auto'"
+        )
+    wanted = device.type
     if extension is not None and hasattr(extension, wanted):
         return wanted
     if backend == "auto":
@@ -164,7 +164,8 @@ class NativeEngine:
 
     def _peak(self, name: str, v: Tensor) -> Tensor:
         out = self._take(name, (v.shape[0],), v.dtype)
-        return torch.linalg.vector_norm(v.flatten(1), torch.inf, dim=1, out=out)
+        torch.linalg.vector_norm(v.flatten(1), torch.inf, dim=1, out=out)
+        return out
 
     def keep_image(self, j: int, z: Tensor) -> None:
         assert self.images is not None
@@ -207,7 +208,8 @@ class _Poll:
     def __init__(self, active: Tensor) -> None:
         self.active = active
         self.mail = torch.empty(active.shape, dtype=active.dtype, pin_memory=True)
-        self.events: list[Any] = [torch.cuda.Event() for _ in range(_LAG + 1)]
+        make_event: Callable[[], Any] = torch.cuda.Event
+        self.events = [make_event() for _ in range(_LAG + 1)]
 
     def post(self, slot: int) -> None:
         self.mail[slot : slot + 1].copy_(self.active[slot : slot + 1], non_blocking=True)

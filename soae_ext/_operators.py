@@ -110,7 +110,7 @@ class Checked:
             raise TypeError(f"gmres: {self.name}: must return a tensor, returned {type(out).__name__}")
         if out.shape != self.shape:
             raise ValueError(
-                f"gmres: {self.name}: must return a tensor of b's shape {tuple(self.shape)}, returned {tuple(out.shape)}"
+                f"gmres: {self.name}: must return a tensor of b's shape {tuple(self.shape)}, got {tuple(out.shape)}"
             )
         if out.dtype != self.dtype or out.device != self.device:
             raise TypeError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ from soae_ext._workspace import Workspace
 from soae_ext.reference import ReferenceEngine
 
 __all__ = ["GMRESResult", "Status", "Workspace", "gmres", "minres"]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# torch.compile around a solve runs it as it is: the loop calls user code and branches on residuals.
+_left_alone_by_compile: Callable[[_Function], _Function] = torch.compiler.disable
 
 
 class Status(IntEnum):
@@ -60,8 +65,8 @@ class GMRESResult:
     residual_norm: Tensor
     """`(B,)` in b's real dtype: ‖b_i − A x_i‖₂, measured, not estimated."""
     residual_history: Tensor | None
-    """`(B, K+1)` in b's real dtype or `None`: absolute norms, column 0 the initial residual, column k the estimate after
-    that system's k-th inner iteration, NaN after it stopped."""
+    """`(B, K+1)` in b's real dtype or `None`: absolute norms, column 0 the initial residual, column k the estimate
+    after that system's k-th inner iteration, NaN after it stopped."""
     operator_calls: int
     """Calls of A on the batch, surplus ones included."""
 
@@ -80,14 +85,14 @@ class GMRESResult:
             return self
         counts = torch.bincount(self.status.to(torch.int64), minlength=len(Status)).tolist()
         failures = ", ".join(f"{counts[s]} {s.name}" for s in Status if s is not Status.CONVERGED and counts[s])
-        first = int((~self.converged).nonzero()[0])
+        first, total = int((~self.converged).nonzero()[0]), self.status.shape[0]
         raise RuntimeError(
-            f"gmres: {self.status.shape[0] - counts[0]} of {self.status.shape[0]} systems did not converge ({failures}); "
+            f"gmres: {total - counts[0]} of {total} systems did not converge ({failures}); "
             f"system {first} has residual norm {float(self.residual_norm[first]):.3g}"
         )
 
 
-@torch.compiler.disable
+@_left_alone_by_compile
 def gmres(
     A: Operator | Tensor,
     b: Tensor,

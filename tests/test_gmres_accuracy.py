@@ -37,7 +37,10 @@ def test_residual_norm_is_the_true_one(backend, device, dtype):
     assert result.status.tolist() == [Status.MAX_ITERS] * 4
     assert result.iterations.tolist() == [5] * 4
     torch.testing.assert_close(
-        result.residual_norm.cpu().double(), residual(A, result.x, b), rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=0
+        result.residual_norm.cpu().double(),
+        residual(A, result.x, b),
+        rtol=1e-4 if dtype == torch.float32 else 1e-9,
+        atol=0,
     )
     assert result.residual_norm.dtype == dtype
 
@@ -71,7 +74,14 @@ def test_right_preconditioner_keeps_the_true_residual(backend, device, dtype, fl
 
     M = torch.diag(1 / scale)
     result = gmres(
-        A.to(device), b.to(device), M=M.to(device), rtol=1e-5, restart=4, max_iters=40, flexible=flexible, backend=backend
+        A.to(device),
+        b.to(device),
+        M=M.to(device),
+        rtol=1e-5,
+        restart=4,
+        max_iters=40,
+        flexible=flexible,
+        backend=backend,
     )
 
     assert bool(result.converged.all())

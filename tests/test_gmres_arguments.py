@@ -82,7 +82,7 @@ def test_without_grad_mode_nothing_asks_for_gradients():
     ("returned", "error", "names"),
     [
         (lambda v: None, TypeError, "A: must return a tensor, returned NoneType"),
-        (lambda v: v[:1], ValueError, r"A: must return a tensor of b's shape \(2, 5\), returned \(1, 5\)"),
+        (lambda v: v[:1], ValueError, r"A: must return a tensor of b's shape \(2, 5\), got \(1, 5\)"),
         (lambda v: v.flatten(), ValueError, "A: must return"),
         (lambda v: v.double(), TypeError, r"A: must return torch\.float32"),
     ],

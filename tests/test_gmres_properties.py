@@ -61,7 +61,12 @@ def test_right_answer_or_honest_answer(backend, device, dtype):
         A, b = (t.to(dtype) for t in system)
         x0 = vectors(*b.shape, seed=99, dtype=dtype) if start else None
         result = gmres(
-            A.to(device), b.to(device), None if x0 is None else x0.to(device), history=True, backend=backend, **arguments
+            A.to(device),
+            b.to(device),
+            None if x0 is None else x0.to(device),
+            history=True,
+            backend=backend,
+            **arguments,
         )
         x, status = result.x.cpu(), result.status.cpu()
         norm = b.double().norm(dim=1)

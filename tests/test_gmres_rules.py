@@ -23,7 +23,12 @@ def test_happy_breakdown_is_convergence(backend, device, dtype, orthogonalizatio
     A = factor @ factor.mT
     b = (A @ vectors(3, 40, 1, seed=2, dtype=dtype))[..., 0]
     result = gmres(
-        A.to(device), b.to(device), rtol=tight(dtype) * 10, restart=20, backend=backend, orthogonalization=orthogonalization
+        A.to(device),
+        b.to(device),
+        rtol=tight(dtype) * 10,
+        restart=20,
+        backend=backend,
+        orthogonalization=orthogonalization,
     )
     assert result.status.tolist() == [Status.CONVERGED] * 3
     assert int(result.iterations.max()) <= 5
@@ -200,7 +205,11 @@ def test_splitting_permuting_and_padding_agree_to_rounding(backend, device, dtyp
     torch.testing.assert_close(permuted.x, whole.x[order], **close)
     torch.testing.assert_close(padded.x[:5], whole.x, **close)
     torch.testing.assert_close(torch.cat([s.x for s in single]), whole.x, **close)
-    for other in (permuted.iterations[order.argsort()], padded.iterations[:5], torch.cat([s.iterations for s in single])):
+    for other in (
+        permuted.iterations[order.argsort()],
+        padded.iterations[:5],
+        torch.cat([s.iterations for s in single]),
+    ):
         assert (other - whole.iterations).abs().max() <= 1
 
 

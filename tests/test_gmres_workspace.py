@@ -23,7 +23,9 @@ class Storages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in (*args, *(kwargs or {}).values()) if isinstance(t, torch.Tensor)}
+        known = {
+            t.untyped_storage().data_ptr() for t in (*args, *(kwargs or {}).values()) if isinstance(t, torch.Tensor)
+        }
         if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in known:
             self.alive.append(out)
             self.sizes[out.untyped_storage().data_ptr()] = out.untyped_storage().nbytes()
@@ -38,7 +40,15 @@ def test_memory_bound(backend, device, dtype, precondition):
     b = vectors(batch, n, seed=1, dtype=dtype).to(device)
     workspace = Workspace()
     arguments = {} if precondition == "none" else {"M": lambda v: v, "flexible": precondition == "flexible"}
-    gmres(lambda v: 3 * v + v.roll(1, 1), b.mT.contiguous().mT, b, restart=m, workspace=workspace, backend=backend, **arguments)
+    gmres(
+        lambda v: 3 * v + v.roll(1, 1),
+        b.mT.contiguous().mT,
+        b,
+        restart=m,
+        workspace=workspace,
+        backend=backend,
+        **arguments,
+    )
     line = 128 // dtype.itemsize
     ld = -(-n // line) * line
     rows = m + 10 + (m if precondition == "flexible" else 0)

@@ -1,4 +1,4 @@
-"""gmres on a GPU: streams, polling and what only a device can get wrong. The rules run there through tests/test_gmres_*."""
+"""gmres on a GPU: streams, polling, memory. The rules of the solver run there through tests/test_gmres_*.py."""
 
 from __future__ import annotations
 
