@@ -144,6 +144,14 @@ def test_l2_ball_of_large_images_in_single_precision(n):
         assert_inside(x, project(x, moved, torch.full((4,), eps), "L2"), eps, "L2")
 
 
+@pytest.mark.parametrize("n", [7, 784])
+def test_l2_ball_where_no_rounding_towards_the_image_helps(n):
+    """Around a black image every perturbation is exact; only the radius leaves room for the rounding of the norm."""
+    x, moved = torch.zeros(300, n), torch.rand(300, n, generator=torch.Generator().manual_seed(0))
+    for eps in (1e-6, 0.1, 0.5, 1.0):
+        assert_inside(x, project(x, moved, torch.full((300,), eps), "L2"), float(torch.tensor(eps)), "L2")
+
+
 @quick
 @given(
     eps_values,

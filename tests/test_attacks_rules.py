@@ -33,6 +33,14 @@ def test_more_steps_and_restarts_never_hurt(seed, norm, early_stop):
         last = loss
 
 
+def test_restarts_after_the_first_are_random_even_from_the_image():
+    model, x = small_net(), images(16, dtype=torch.float32)
+    y = model(x).argmax(1)
+    options = {"steps": 1, "loss": "margin", "random_start": False, "early_stop": False}
+    once, twice = (PGD(0.3, step_size=0.1, restarts=r, **options)(model, x, y).loss for r in (1, 2))
+    assert bool((twice > once + 1e-3).any())
+
+
 def test_the_result_is_never_worse_than_the_image():
     """A step so long that it overshoots: the loss at its end is lower, the image itself is the best iterate."""
 
@@ -214,8 +222,9 @@ def test_bad_batches_are_refused_before_any_gradient(x, y, error, message):
 
 def test_labels_of_later_batches_are_checked_before_the_first_is_attacked():
     model = Counting(small_net())
+    right = int(model(X).argmax(1)[0])
     with pytest.raises(ValueError, match=r"^y: "):
-        PGD(0.3, batch_size=1)(model, X, torch.tensor([0, 1, 2, 9]))
+        PGD(0.3, batch_size=1)(model, X, torch.tensor([right, right, right, 9]))
     assert model.with_gradient == 0
 
 

@@ -1,7 +1,6 @@
 """Attacks on image classifiers: a second-order one and the first-order baselines that it is compared with.
 
-attack = SOAE(eps=8 / 255)
-result = attack(model, images, labels)
+An attack is a value that holds its options: `SOAE(eps=8 / 255)(model, images, labels)` gives an `AttackResult`.
 """
 
 from .base import Attack, AttackResult
