@@ -319,3 +319,24 @@ def test_a_sample_that_is_not_finite_leaves_the_others_unchanged(
     others = [i for i in range(3) if i != poisoned]
     assert product[poisoned].isnan().any()
     assert torch.equal(product[others], clean[others])
+
+
+# The network of the benchmark
+
+
+def test_resnet_shapes_modes_and_refusals() -> None:
+    net = resnet18(num_classes=7, width=4)
+    assert net.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert net(torch.rand(2, 3, 20, 20)).shape == (2, 7)
+    assert sum(p.numel() for p in resnet18().parameters()) == 11_173_962  # the usual CIFAR ResNet-18
+    assert not any(isinstance(module, nn.MaxPool2d) for module in net.modules())
+    # normalisation is inside: a constant image of the mean colour becomes zero before the first convolution
+    grey = net.mean.expand(1, 3, 8, 8)
+    inputs: list[Tensor] = []
+    net.conv1.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    net(grey)
+    assert inputs[0].abs().max() <= 1e-6
+    with pytest.raises(ValueError, match="activation: unknown 'elu'; choose one of 'relu', 'softplus', 'silu'"):
+        resnet18(activation="elu")
+    with pytest.raises(ValueError, match="must be at least 1"):
+        resnet18(width=0)

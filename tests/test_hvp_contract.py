@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from soae_ext.hvp import METHODS, HessianOperator, gauss_newton_operator, hessian_operator
-from soae_ext.models.resnet import resnet18
 
 Loss = Callable[..., Tensor]
 EXACT = ["double-backward", "traced"]
@@ -169,6 +168,20 @@ def test_autocast_runs_the_loss_alone(method: str, net: nn.Module, data: tuple[T
             eager = hessian_operator(loss, x, y, method="double-backward")(v)
         torch.testing.assert_close(inside, eager, rtol=1e-2, atol=1e-2 * float(eager.abs().max()))
         assert torch.equal(hessian_operator(ce_of(net), x, y)(v), plain)  # the setting is part of the trace's key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_does_not_reach_the_derivatives(method: str) -> None:
+    torch.manual_seed(0)
+    a, x, v = torch.rand(16, 16), torch.rand(2, 16), torch.rand(2, 16)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (x @ a).sin().sum(1)
+
+    plain = hessian_operator(loss, x, method=method)(v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(hessian_operator(loss, x, method=method)(v), plain)
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -367,24 +380,3 @@ def test_restricted_gauss_newton(net: nn.Module, data: tuple[Tensor, Tensor, Ten
     part = operator.restrict([3, 0])
     torch.testing.assert_close(part(v[[3, 0]].double()), operator(v.double())[[3, 0]], rtol=1e-10, atol=1e-14)
     assert operator.gradient_calls == 6
-
-
-# The network of the benchmark
-
-
-def test_resnet_shapes_modes_and_refusals() -> None:
-    net = resnet18(num_classes=7, width=4)
-    assert net.eval()(torch.rand(2, 3, 32, 32)).shape == (2, 7)
-    assert net(torch.rand(2, 3, 20, 20)).shape == (2, 7)
-    assert sum(p.numel() for p in resnet18().parameters()) == 11_173_962  # the usual CIFAR ResNet-18
-    assert not any(isinstance(module, nn.MaxPool2d) for module in net.modules())
-    # normalisation is inside: a constant image of the mean colour becomes zero before the first convolution
-    grey = net.mean.expand(1, 3, 8, 8)
-    inputs: list[Tensor] = []
-    net.conv1.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    net(grey)
-    assert inputs[0].abs().max() <= 1e-6
-    with pytest.raises(ValueError, match="activation: unknown 'elu'; choose one of 'relu', 'softplus', 'silu'"):
-        resnet18(activation="elu")
-    with pytest.raises(ValueError, match="must be at least 1"):
-        resnet18(width=0)
