@@ -244,17 +244,18 @@ def test_a_bad_column_keeps_what_came_before_and_harms_nobody(bad: float, batch:
     dtype=dtypes,
     orthogonalization=orthogonalizations,
     b_power=st.floats(-1, 1),
-    a_power=st.floats(-1, 1),
+    x_power=st.floats(-1, 1),
     seed=st.integers(0, 1000),
 )
-@example(dtype=torch.float32, orthogonalization="mgs", b_power=1.0, a_power=0.0, seed=0)
-@example(dtype=torch.float32, orthogonalization="mgs", b_power=-1.0, a_power=0.0, seed=0)
-@example(dtype=torch.float64, orthogonalization="cgs2", b_power=1.0, a_power=1.0, seed=0)
+@example(dtype=torch.float32, orthogonalization="mgs", b_power=1.0, x_power=0.0, seed=0)
+@example(dtype=torch.float32, orthogonalization="mgs", b_power=-1.0, x_power=0.0, seed=0)
+@example(dtype=torch.float64, orthogonalization="cgs2", b_power=0.0, x_power=1.0, seed=0)
 def test_powers_of_two_change_exponents_only(
-    dtype: torch.dtype, orthogonalization: str, b_power: float, a_power: float, seed: int
+    dtype: torch.dtype, orthogonalization: str, b_power: float, x_power: float, seed: int
 ) -> None:
-    reach = 100 if dtype == torch.float32 else 900
-    t, s = round(b_power * reach), round(a_power * 20)
+    reach = 90 if dtype == torch.float32 else 900
+    t = round(b_power * reach)
+    s = min(max(t - round(x_power * reach), -reach), reach)
     A, b = matrices(2, 21, seed, dtype=dtype), vectors(2, 21, seed=seed + 1, dtype=dtype)
     options: dict[str, Any] = {"restart": 4, "rtol": 1e-5, "orthogonalization": orthogonalization}
 
@@ -303,6 +304,7 @@ def test_only_running_systems_are_touched(n: int, threads: int) -> None:
     def junk(v: torch.Tensor) -> torch.Tensor:
         w = good(v)
         w[:3] = float("nan")
+        v[:3] = float("nan")  # an operator may do to its input what it likes
         return w
 
     solve.cycle(junk)

@@ -45,11 +45,11 @@ class Team {
 
   bool leader() const { return rank_ == 0; }
   void wait() const {
-#if defined(_OPENMP)
     if (size_ > 1) {
+#if defined(_OPENMP)
 #pragma omp barrier
-    }
 #endif
+    }
   }
 
   // Calls body(offset, count, partial) for the chunks of this thread, then adds (or takes the maximum of) the first
