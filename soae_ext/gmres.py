@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +25,6 @@ from soae_ext._workspace import Workspace
 from soae_ext.reference import ReferenceEngine
 
 __all__ = ["GMRESResult", "Status", "Workspace", "gmres", "minres"]
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-# torch.compile around a solve runs it as it is: the loop calls user code and branches on residuals.
-_left_alone_by_compile: Callable[[_Function], _Function] = torch.compiler.disable
 
 
 class Status(IntEnum):
@@ -92,7 +87,6 @@ class GMRESResult:
         )
 
 
-@_left_alone_by_compile
 def gmres(
     A: Operator | Tensor,
     b: Tensor,
@@ -144,12 +138,16 @@ def gmres(
         RuntimeError: the backend is missing or does not fit b, or the workspace is in use.
         NotImplementedError: complex b, `basis_dtype`, or gradients through the solve.
     """
+    options: dict[str, Any] = {
+        "M": M, "rtol": rtol, "atol": atol, "restart": restart, "max_iters": max_iters, "flexible": flexible,
+        "orthogonalization": orthogonalization, "basis_dtype": basis_dtype, "history": history, "callback": callback,
+        "compact": compact,
+    }  # fmt: skip
+    if torch.compiler.is_compiling():  # not traced into: the loop calls user code and branches on residuals
+        disable: Callable[..., Callable[..., GMRESResult]] = torch.compiler.disable
+        return disable(gmres)(A, b, x0, **options, workspace=workspace, backend=backend)
     scratch = Workspace() if workspace is None else workspace
-    problem = prepare(
-        A, b, x0, M=M, rtol=rtol, atol=atol, restart=restart, max_iters=max_iters, flexible=flexible,
-        orthogonalization=orthogonalization, basis_dtype=basis_dtype, history=history, callback=callback,
-        workspace=scratch, compact=compact,
-    )  # fmt: skip
+    problem = prepare(A, b, x0, **options, workspace=scratch)
     chosen = choose(backend, b.device)
     if b.numel() == 0:
         return _empty(problem)
