@@ -194,7 +194,8 @@ class Problem:
     def exact(self, v: torch.Tensor, system: int | None = None) -> torch.Tensor:
         """A v of every system, or of one of them for each row of v."""
         diagonal = self.diagonal if system is None else self.diagonal[system]
-        return diagonal * v.double() + self.coupling * v.double().roll(1, dims=1)
+        product: torch.Tensor = diagonal * v.double() + self.coupling * v.double().roll(1, dims=1)
+        return product
 
     def first(self, batch: int) -> Problem:
         """The first systems alone."""
@@ -207,13 +208,15 @@ class Problem:
         return self.exact(v).to(self.dtype)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.b.double() - self.exact(x)).norm(dim=1)
+        norms: torch.Tensor = torch.linalg.vector_norm(self.b.double() - self.exact(x), dim=1)
+        return norms
 
     def solve(self) -> torch.Tensor:
         """The exact solutions, rounded."""
         eye = torch.eye(self.n, dtype=torch.float64)
         matrices = torch.diag_embed(self.diagonal) + self.coupling * eye.roll(1, dims=0)
-        return torch.linalg.solve(matrices, self.b.double()).to(self.dtype)
+        x: torch.Tensor = torch.linalg.solve(matrices, self.b.double())
+        return x.to(self.dtype)
 
 
 def hessenberg(s: KernelSolve, system: int) -> np.ndarray:

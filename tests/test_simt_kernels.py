@@ -125,7 +125,7 @@ def test_schedules_agree_bitwise(simt, variant, dtype, orthogonalization):
 
 def test_many_rows_cross_the_groups_of_32(simt, family, dtype, orthogonalization):
     """Panels, groups of partial sums and both triangular solves beyond one warp's width."""
-    n, restart = small(family, dtype), 45
+    n, restart = max(small(family, dtype), 117), 70
     problem = Problem(1, n, dtype, coupling=1.5)
     s = KernelSolve(simt, problem.b, restart=restart, rtol=0.0, orthogonalization=orthogonalization)
     s.begin(problem)
@@ -136,6 +136,21 @@ def test_many_rows_cross_the_groups_of_32(simt, family, dtype, orthogonalization
     _, x = least_squares_oracle(problem, restart)
     eps = torch.finfo(dtype).eps
     assert np.linalg.norm(s.candidate.double().numpy() - x) <= 1e3 * eps * np.linalg.norm(x)
+
+
+def test_more_pieces_than_a_warp_has_lanes(simt, dtype, orthogonalization):
+    """The last pieces are the largest by 2^20: a wrong exponent of theirs would spoil every sum."""
+    simt.force_variant(SPLIT)
+    n = 34 * PIECE * 16 // dtype.itemsize - 7
+    problem = Problem(1, n, dtype)
+    problem.b[:, : 32 * PIECE * 16 // dtype.itemsize] *= 2.0**-20
+    for schedule, seed in SCHEDULES:
+        simt.set_schedule(schedule, seed)
+        s = KernelSolve(simt, problem.b, restart=2, rtol=0.0, orthogonalization=orthogonalization)
+        s.begin(problem)
+        for j in range(2):
+            s.step(j, problem(s.direction))
+        check_arnoldi(s, problem)
 
 
 # ---- what the caller's memory may look like ----

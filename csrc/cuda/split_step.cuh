@@ -33,7 +33,8 @@ struct SplitShared {
 };
 
 // Whether this block is the last of its system to arrive. What the others stored before is visible to it.
-SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks, int32_t* flag) {
+SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks) {
+  int32_t* flag = reinterpret_cast<int32_t*>(dynamic_shared<double>() + SplitShared::kFlag);
   fence();
   block_barrier();
   if (thread_index() == 0) {
@@ -48,8 +49,8 @@ SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks, int32_t* flag) {
 // Partial V_i^T w into the slots of V^T w for the rows [0, rows); kLower: also V_i^T last into the slots of L, for the
 // rows before the last one. Each warp leaves its sums of 32 rows in shared memory, then threads add the warps up.
 template <typename T, bool kLower>
-SOAE_DEVICE void store_dots(const PieceTile<T>& w, const PieceTile<T>& last,
-                            const Solve& p, const SplitScratch& scratch, const Piece& piece, int32_t rows) {
+SOAE_DEVICE void store_dots(const PieceTile<T>& w, const PieceTile<T>& last, const Solve& p,
+                            const SplitScratch& scratch, const Piece& piece, int32_t rows) {
   constexpr int kRows = kPieceRows;
   constexpr int kGroup = SplitShared::kGroup;
   constexpr int kLanesPerRow = kWarp / kRows;
@@ -92,8 +93,8 @@ SOAE_DEVICE void store_dots(const PieceTile<T>& w, const PieceTile<T>& last,
 }
 
 // The last block of `dots`: one exponent for the whole vector, then the coefficients in float64.
-SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch, int64_t system, int32_t j,
-                                    double* column) {
+SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch, int64_t system, int32_t j) {
+  double* column = dynamic_shared<double>() + SplitShared::kColumn;
   SplitState& state = scratch.state(system);
   const ScaledSquares all = scratch.combine(system, SplitScratch::kExponent, SplitScratch::kSquares);
   if (!all.finite()) {
@@ -148,16 +149,13 @@ split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operato
   last.load_basis(basis_row<T>(p, piece.system, j), piece.first, row_chunks<T>(p));
   store_dots<T, true>(w, last, p, scratch, piece, j + 1);
 
-  double* shared = dynamic_shared<double>();
-  if (arrive_last(scratch.state(piece.system), scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
-    solve_coefficients(p, scratch, piece.system, j, shared + SplitShared::kColumn);
-  }
+  if (arrive_last(scratch.state(piece.system), scratch.pieces)) solve_coefficients(p, scratch, piece.system, j);
 }
 
 // w times 2^-exponent minus V h, from the operator's output, or from where project left it.
 template <typename T>
-SOAE_DEVICE void subtract(PieceTile<T>& w, const Solve& p, const SplitScratch& scratch,
-                          const Piece& piece, int32_t j, const T* operator_output) {
+SOAE_DEVICE void subtract(PieceTile<T>& w, const Solve& p, const SplitScratch& scratch, const Piece& piece, int32_t j,
+                          const T* operator_output) {
   const int32_t chunks = row_chunks<T>(p);
   if (operator_output != nullptr) {
     w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
@@ -184,11 +182,7 @@ split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* oper
   w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
   store_dots<T, false>(w, w, p, scratch, piece, j + 1);
 
-  double* shared = dynamic_shared<double>();
-  if (!arrive_last(scratch.state(piece.system), scratch.pieces,
-                   reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) {
-    return;
-  }
+  if (!arrive_last(scratch.state(piece.system), scratch.pieces)) return;
   for (int32_t row = warp_index(); row <= j; row += kPieceWarps) {
     const double dot = scratch.sum(piece.system, SplitScratch::kDots + row, nullptr);
     if (lane_index() == 0) {
@@ -213,9 +207,8 @@ split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* opera
   if (thread_index() == 0) scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
 
   SplitState& state = scratch.state(piece.system);
-  double* shared = dynamic_shared<double>();
-  if (!arrive_last(state, scratch.pieces, reinterpret_cast<int32_t*>(shared + SplitShared::kFlag))) return;
-  double* column = shared + SplitShared::kColumn;
+  if (!arrive_last(state, scratch.pieces)) return;
+  double* column = dynamic_shared<double>() + SplitShared::kColumn;
   for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
     column[i] = ldexp(scratch.column(piece.system)[i], state.exponent);
   }

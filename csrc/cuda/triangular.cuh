@@ -6,8 +6,9 @@
 namespace soae::cuda {
 
 // Solves T x = b for a lower triangular T; x in shared memory holds b, then the solution. at(row, column) reads T at
-// row >= column. A warp solves 32 unknowns, then all threads take them out of the rows below, so there are two barriers
-// per 32 unknowns. Each row subtracts its terms in the order of the columns.
+// row >= column. The first warp solves 32 unknowns, then all threads take them out of the rows below; the next 32 rows
+// are the first warp's own, so one barrier per 32 unknowns is enough. Each row subtracts its terms in the order of the
+// columns. Ends with x visible to the block.
 template <typename At>
 SOAE_DEVICE void substitute(int32_t count, double* x, const At& at) {
   for (int32_t base = 0; base < count; base += kWarp) {
@@ -29,7 +30,6 @@ SOAE_DEVICE void substitute(int32_t count, double* x, const At& at) {
       for (int32_t i = 0; i < width; ++i) value -= at(row, base + i) * x[base + i];
       x[row] = value;
     }
-    block_barrier();
   }
 }
 

@@ -1,7 +1,7 @@
-// Whole solves with every variant of the kernels, in one executable: built with AddressSanitizer and UBSan it shows what
-// the module cannot, an access beyond an array or beyond the shared memory that a kernel asked for. Every array is an
-// allocation of its own and of the exact size. Exits non-zero on a finding. With the argument "out-of-bounds" it makes
-// one, to show that it would be found.
+// Whole solves with every variant of the kernels, in one executable: built with AddressSanitizer and UBSan it shows
+// what the module cannot, an access beyond an array or beyond the shared memory that a kernel asked for. Every array is
+// an allocation of its own and of the exact size. Exits non-zero on a finding. With the argument "out-of-bounds" it
+// makes one, to show that it would be found.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -134,8 +134,8 @@ int run_cases() {
   for (int variant = 0; variant <= soae::cuda::kSplit; ++variant) {
     const bool split = variant == soae::cuda::kSplit;
     soae::simt::force_variant(variant);
-    const std::int64_t capacity = split ? 2 * soae::cuda::kPieceChunks
-                                        : soae::cuda::kVariants[variant].threads * soae::cuda::kVariants[variant].chunks;
+    const soae::cuda::Variant& block = soae::cuda::kVariants[split ? 0 : variant];
+    const std::int64_t capacity = split ? 2 * soae::cuda::kPieceChunks : block.threads * block.chunks;
     const std::int64_t full = capacity * 16 / static_cast<std::int64_t>(sizeof(T));
     for (const std::int64_t n : {std::int64_t(1), std::int64_t(7), full - 3, full}) {
       for (const bool twice : {false, true}) {

@@ -55,7 +55,8 @@ T* dynamic_shared() {
 
 // On a GPU a 16-byte access to an unaligned address is a fault.
 inline void require_aligned(const void* at) {
-  if (reinterpret_cast<std::uintptr_t>(at) % 16 != 0) throw std::runtime_error("16-byte access to an unaligned address");
+  if (reinterpret_cast<std::uintptr_t>(at) % 16 == 0) return;
+  throw std::runtime_error("16-byte access to an unaligned address");
 }
 
 template <typename T>
