@@ -21,6 +21,7 @@ class Solve:
     update: int
     r: int
     rotations: int
+    inverse: int
     g: int
     estimates: int
     rtol: int
