@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from soae_ext import _native, reference
-from soae_ext._driver import Problem
-from soae_ext._workspace import Workspace
+from soae_ext._solver.driver import Problem
+from soae_ext._solver.workspace import Workspace
 from soae_ext.gmres import gmres
 
 SETS = 3  # bases used in turns, so that none of them is in the cache when its turn comes

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from soae_ext._curvature import Autocast, HessianProblem
-from soae_ext._linearize import double_backward
+from soae_ext._hvp.curvature import Autocast, HessianProblem
+from soae_ext._hvp.linearize import double_backward
 from soae_ext.hvp import hessian_operator
 from soae_ext.models import SmallCNN, resnet18
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._driver import Problem
+from soae_ext._solver.driver import Problem
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
 _DTYPES = {torch.float32: 0, torch.float64: 1}
@@ -71,7 +71,7 @@ def choose(backend: str, device: torch.device) -> str:
 
 
 class NativeEngine:
-    """Arrays and launches of one solve on a compiled backend; see `soae_ext._driver.Engine` and `csrc/gmres.h`."""
+    """Arrays and launches of one solve on a compiled backend; see `driver.Engine` and `csrc/gmres.h`."""
 
     def __init__(self, problem: Problem, backend: str) -> None:
         self.problem = problem

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._arguments import prepare
-from soae_ext._driver import Callback, Engine, Problem, run
 from soae_ext._native import NativeEngine, choose
-from soae_ext._operators import Operator
-from soae_ext._workspace import Workspace
+from soae_ext._solver.arguments import prepare
+from soae_ext._solver.driver import Callback, Engine, Problem, run
+from soae_ext._solver.operators import Operator
+from soae_ext._solver.workspace import Workspace
 from soae_ext.reference import ReferenceEngine
 
 __all__ = ["GMRESResult", "Status", "Workspace", "gmres", "minres"]

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._curvature import Autocast, GaussNewtonProblem, HessianProblem
-from soae_ext._linearize import Linearization, double_backward, finite_difference, traced
-from soae_ext._loss_arguments import take
+from soae_ext._hvp.curvature import Autocast, GaussNewtonProblem, HessianProblem
+from soae_ext._hvp.linearize import Linearization, double_backward, finite_difference, traced
+from soae_ext._hvp.loss_arguments import take
 
 __all__ = ["METHODS", "HessianOperator", "gauss_newton_operator", "hessian_operator"]
 

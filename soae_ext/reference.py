@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._driver import ACTIVE, RUNNING, Problem
+from soae_ext._solver.driver import ACTIVE, RUNNING, Problem
 
 _CONVERGED, _MAX_ITERS, _STAGNATED, _BREAKDOWN, _NON_FINITE, _STOPPED = range(6)
 _CLAIMED, _EXHAUSTED, _BROKEN, _BAD_COLUMN, _FROZEN, _SATURATED = range(1, 7)
@@ -67,7 +67,7 @@ def _scaled(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ReferenceEngine:
-    """See `soae_ext._driver.Engine`."""
+    """See `soae_ext._solver.driver.Engine`."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from soae_ext import _linearize
+from soae_ext._hvp import linearize
 from soae_ext.hvp import HessianOperator, hessian_operator
 
 Loss = Callable[..., Tensor]
@@ -20,11 +20,11 @@ Loss = Callable[..., Tensor]
 @contextmanager
 def empty_trace_cache() -> Iterator[None]:
     """No traces at the start; a warning that a test does not expect is an error."""
-    _linearize._cache.entries = []
+    linearize._cache.entries = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         yield
-    _linearize._cache.entries = []
+    linearize._cache.entries = []
 
 
 class Counting:

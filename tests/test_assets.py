@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from soae_ext.attacks import PGD
 from soae_ext.data import load_digits, shipped_file
-from soae_ext.models.small_cnn import SmallCNN, load_checkpoint, save_checkpoint
+from soae_ext.models.small_cnn import SmallCNN, digits_network, load_checkpoint, save_checkpoint
 
 
 def test_sizes_and_types():
@@ -33,7 +33,7 @@ def test_source_and_licence_are_stated():
 
 
 def test_the_network_is_accurate():
-    digits, model = load_digits(), load_checkpoint(shipped_file("digits_cnn.safetensors"))
+    digits, model = load_digits(), digits_network()
     with torch.no_grad():
         assert int((model(digits.images).argmax(1) == digits.labels).sum()) >= 980
 
@@ -42,7 +42,7 @@ def test_the_network_is_accurate():
 @pytest.mark.parametrize("random_start", [False, True])
 def test_robust_accuracy_of_the_network(random_start):
     """PGD-40 written out here, and the package's own with restarts, leave at least 88 % of all digits."""
-    digits, model = load_digits(), load_checkpoint(shipped_file("digits_cnn.safetensors"))
+    digits, model = load_digits(), digits_network()
     x, y = digits.images, digits.labels
     torch.manual_seed(0)
     moved = (x + random_start * 0.3 * (2 * torch.rand_like(x) - 1)).clamp(0, 1)

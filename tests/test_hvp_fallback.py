@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, one_hot
 
-from soae_ext import _fingerprint
-from soae_ext._input_conv import input_only_convolutions
+from soae_ext._hvp import fingerprint
+from soae_ext._hvp.input_conv import input_only_convolutions
 from soae_ext.hvp import gauss_newton_operator, hessian_operator
 from tests.hvp_cases import Counting, Loss, batch, ce_of, check, empty_trace_cache, net_of, traces_of
 
@@ -98,7 +98,7 @@ def test_a_loss_with_hidden_state_is_noticed_while_it_is_traced() -> None:
 
 
 def test_a_loss_that_reaches_too_much_is_not_walked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fingerprint, "_MOST_OBJECTS", 5)
+    monkeypatch.setattr(fingerprint, "_MOST_OBJECTS", 5)
     x, y, _ = batch()
     with pytest.warns(UserWarning, match="reaches more than 5 Python objects"):
         assert hessian_operator(ce_of(net_of()), x, y).method == "input-only"

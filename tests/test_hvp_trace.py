@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from soae_ext import _linearize
+from soae_ext._hvp import linearize
 from soae_ext.hvp import HessianOperator, hessian_operator
 from tests.hvp_cases import Counting, batch, ce_of, check, empty_trace_cache, net_of, traces_of
 
@@ -146,13 +146,13 @@ def test_bound_methods_see_the_state_of_their_object() -> None:
     x, y, _ = batch()
     attack = Attack(net_of(), 1.0)
     check(attack.loss, x, y)
-    count = len(_linearize._cache.entries)
+    count = len(linearize._cache.entries)
     attack.model, attack.epoch = net_of(3), 1
     check(attack.loss, x, y)
-    assert len(_linearize._cache.entries) == count
+    assert len(linearize._cache.entries) == count
     attack.temperature = 5.0
     check(attack.loss, x, y)
-    assert len(_linearize._cache.entries) == count + 1
+    assert len(linearize._cache.entries) == count + 1
 
 
 # What must not be served from an old trace
@@ -243,7 +243,7 @@ def test_models_of_different_kinds_under_one_lambda() -> None:
     x, y, _ = batch()
     for activation in (nn.Softplus, nn.Tanh, nn.ReLU, nn.Softplus):
         check(ce_of(net_of(0, activation)), x, y)
-    assert len(_linearize._cache.entries) == 3
+    assert len(linearize._cache.entries) == 3
 
 
 def test_shapes_dtypes_and_layouts_have_their_own_traces() -> None:
@@ -289,7 +289,7 @@ def test_a_shrinking_batch_meets_few_traces() -> None:
         torch.testing.assert_close(operator(v[:size]), expected(v[:size]), rtol=1e-12, atol=1e-14)
         assert operator.loss.shape == (size,)
         assert operator.gradient.shape == x[:size].shape
-    assert len(_linearize._cache.entries) <= 5
+    assert len(linearize._cache.entries) <= 5
     assert traces_of(loss, lambda: [hessian_operator(loss, x[:n], y[:n]) for n in range(1, 9)]) == 0
 
 
@@ -320,18 +320,18 @@ def test_the_cache_keeps_no_weights_and_no_data_alive() -> None:
     operator = hessian_operator(ce_of(net), x, y)
     operator(v)
     watched = [weakref.ref(t) for t in (x, y, v, net, *net.parameters(), *net.buffers())]
-    assert len(_linearize._cache.entries) == 1
+    assert len(linearize._cache.entries) == 1
     del net, x, y, v, operator
     gc.collect()
     assert not any(ref() is not None for ref in watched)
 
 
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_linearize, "_LARGEST_CACHE", 3)
+    monkeypatch.setattr(linearize, "_LARGEST_CACHE", 3)
     loss = Counting(lambda x: x.pow(3).sum(1))
     for n in range(1, 7):
         hessian_operator(loss, torch.rand(2, n))
-    assert len(_linearize._cache.entries) == 3
+    assert len(linearize._cache.entries) == 3
     assert traces_of(loss, lambda: [hessian_operator(loss, torch.rand(2, n)) for n in (4, 5, 6)]) == 0
     assert traces_of(loss, lambda: hessian_operator(loss, torch.rand(2, 1))) > 0
 

@@ -23,9 +23,9 @@ from ..attacks import FGSM, PGD, SOAE, Attack
 from ..attacks.checks import check_choice, check_count
 from ..attacks.geometry import Norm
 from ..attacks.soae import Direction
-from ..data import ImageData, load_digits, load_directory, shipped_file
+from ..data import ImageData, load_digits, load_directory
 from ..evaluation import Accuracy, Measurement, clean_accuracy, evaluate, table
-from ..models.small_cnn import SmallCNN, load_checkpoint
+from ..models.small_cnn import SmallCNN, digits_network, load_checkpoint
 from ..plots import check_format, image_grid, pick, save
 from .errors import CommandError, blaming
 
@@ -163,7 +163,7 @@ def _device(name: str) -> torch.device:
 
 def _model(checkpoint: Path | None) -> SmallCNN:
     with blaming("--checkpoint"):
-        model = load_checkpoint(checkpoint or shipped_file("digits_cnn.safetensors"))
+        model = load_checkpoint(checkpoint) if checkpoint else digits_network()
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise ValueError(f"{checkpoint} holds parameters that are NaN or infinite")
     return model

@@ -16,8 +16,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from .._files import replacing
+from ..data import shipped_file
 
-__all__ = ["SmallCNN", "load_checkpoint", "save_checkpoint"]
+__all__ = ["SmallCNN", "digits_network", "load_checkpoint", "save_checkpoint"]
 
 ARCHITECTURE = "small_cnn"
 # The first bytes of what `torch.save` writes: a zip archive, or a bare pickle of protocol 2 and later.
@@ -105,6 +106,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> SmallCNN:
     except RuntimeError as error:
         raise ValueError(f"{path} holds parameters of another network than its metadata says") from error
     return model.eval()
+
+
+def digits_network() -> SmallCNN:
+    """The PGD-trained digit network that the package ships (see `assets/README.md`), in eval mode."""
+    return load_checkpoint(shipped_file("digits_cnn.safetensors"))
 
 
 def _build(path: Path, metadata: Mapping[str, str]) -> SmallCNN:

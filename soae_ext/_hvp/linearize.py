@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._curvature import Problem, Product, differentiable, gradient
-from soae_ext._fingerprint import Fingerprint, TooManyObjects, describe, survey, tensor_token
-from soae_ext._input_conv import input_only_convolutions
-from soae_ext._loss_arguments import Args, LossArguments, pad
-from soae_ext._trace import CompiledProduct, Untraceable, compile_product
+from soae_ext._hvp.curvature import Problem, Product, differentiable, gradient
+from soae_ext._hvp.fingerprint import Fingerprint, TooManyObjects, describe, survey, tensor_token
+from soae_ext._hvp.input_conv import input_only_convolutions
+from soae_ext._hvp.loss_arguments import Args, LossArguments, pad
+from soae_ext._hvp.trace import CompiledProduct, Untraceable, compile_product
 
 _LARGEST_CACHE = 32  # compiled products and refusals; the least recently used is dropped
 _TOO_MANY = 8  # recompilations of one loss for one kind of input before a warning names the cause

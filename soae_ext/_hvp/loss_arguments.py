@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soae_ext._fingerprint import tensor_token
+from soae_ext._hvp.fingerprint import tensor_token
 
 Args = tuple[Any, ...]
 

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from soae_ext._driver import Callback, Problem
-from soae_ext._operators import Operator, as_operator
-from soae_ext._workspace import Workspace
+from soae_ext._solver.driver import Callback, Problem
+from soae_ext._solver.operators import Operator, as_operator
+from soae_ext._solver.workspace import Workspace
 
 _REAL = (torch.float32, torch.float64)
 _ORTHOGONALIZATIONS = {"auto": "mgs", "mgs": "mgs", "cgs2": "cgs2"}

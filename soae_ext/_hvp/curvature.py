@@ -1,6 +1,6 @@
 """Curvature by automatic differentiation: a point goes in, the loss, its gradient and the product come out.
 
-A ``Problem`` is evaluated with ordinary autograd; ``soae_ext._trace`` runs the same code once to compile it.
+A ``Problem`` is evaluated with ordinary autograd; ``soae_ext._hvp.trace`` runs the same code once to compile it.
 """
 
 from __future__ import annotations

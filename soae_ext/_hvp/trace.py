@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from soae_ext._curvature import Problem, differentiable
+from soae_ext._hvp.curvature import Problem, differentiable
 
 _READS = frozenset(
     getattr(Tensor, name) for name in ("item", "tolist", "numpy", "__array__", "__dlpack__") if hasattr(Tensor, name)

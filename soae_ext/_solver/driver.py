@@ -10,8 +10,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from soae_ext._operators import Checked, Compaction, Operator, Restrictable
-from soae_ext._workspace import Workspace
+from soae_ext._solver.operators import Checked, Compaction, Operator, Restrictable
+from soae_ext._solver.workspace import Workspace
 
 RUNNING = -1
 ACTIVE = 0

@@ -1,0 +1,1 @@
+"""Curvature products: what `soae_ext.hvp` is made of."""

@@ -1,0 +1,1 @@
+"""The restarted solver: what `soae_ext.gmres` is made of."""
