@@ -71,7 +71,7 @@ def build(target: str, sources: list[Path], flags: list[str], link: list[str]) -
     _run([cxx, *flags, *link, *map(str, objects.values()), "-o", str(scratch)])
     for path in objects.values():
         path.unlink()
-    scratch.replace(result)  # at once, so that two sessions may build side by side
+    scratch.replace(result)  # at once, so that two test runs may build side by side
     return result
 
 
