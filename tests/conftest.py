@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,11 +27,13 @@ def simt() -> ModuleType:
 
 
 @pytest.fixture(params=["reference", "cpu", "simt", "cuda"])
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that can run here; tests place their tensors with the fixture `device`."""
     name: str = request.param
+    threads = torch.get_num_threads()
     if name == "simt":
         request.getfixturevalue("simt")
+        torch.set_num_threads(1)  # idle OpenMP threads would spin beside the executor, which uses one
     elif name == "cpu" and _native.extension is None:
         pytest.skip(f"the compiled extension is missing: {_native.missing}")
     elif name == "cuda":
@@ -38,7 +41,8 @@ def backend(request: pytest.FixtureRequest) -> str:
             pytest.skip("no CUDA GPU")
         if not hasattr(_native.extension, "cuda"):
             pytest.skip("the extension was built without CUDA")
-    return name
+    yield name
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
