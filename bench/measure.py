@@ -74,21 +74,17 @@ def ratio(baseline: list[float], ours: list[float]) -> dict[str, float]:
     return spread([b / o for b, o in zip(baseline, ours, strict=True)])
 
 
-def bandwidth(device: torch.device, *, repeats: int = 15) -> dict[str, float]:
-    """GB/s of reading (a sum) and of copying (read + write), on arrays far larger than any cache."""
-    cuda = device.type == "cuda"
-    size = 2**30 if cuda else 2**26  # float32: 4 GiB, 256 MiB
-    source = torch.ones(size, device=device)
-    target = torch.empty_like(source)
-    # Reading: a reduction over long rows, which torch splits over its threads.
-    rows = source.view(64, -1)
+def bandwidth(device: torch.device) -> dict[str, float]:
+    """GB/s of reading (a sum over long rows) and of copying (read + write), on an array far larger than any cache."""
+    rows = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device).view(64, -1)  # 4 GiB, 256 MiB
+    target = torch.empty_like(rows)
     times = interleaved(
-        {"read": lambda: rows.sum(1), "copy": lambda: target.copy_(source)},
-        cuda=cuda, repeats=repeats, least_seconds=0.02,
+        {"read": lambda: rows.sum(1), "copy": lambda: target.copy_(rows)},
+        cuda=target.is_cuda, repeats=15, least_seconds=0.02,
     )  # fmt: skip
     return {
-        "read_gbs": source.nbytes / min(times["read"]) / 1e9,
-        "copy_gbs": 2 * source.nbytes / min(times["copy"]) / 1e9,
+        "read_gbs": rows.nbytes / statistics.median(times["read"]) / 1e9,
+        "copy_gbs": 2 * rows.nbytes / statistics.median(times["copy"]) / 1e9,
     }
 
 

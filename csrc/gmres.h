@@ -48,8 +48,8 @@ struct System {
   double tolerance;   // converged when the true residual norm is <= tolerance
   double residual;    // true residual norm of x
   double beta;        // norm of the cycle's first residual times 2^-scale
-  double max_av;      // max ||A v_i|| of this cycle
-  double max_pivot;   // max |R_ii| of this cycle, a lower bound of its largest singular value
+  double max_av;      // max ||A v_i|| of this cycle, a lower bound of R's largest singular value
+  double max_pivot;   // max |R_ii| of this cycle
   int32_t scale;      // the cycle works on residuals times 2^-scale, so that no square over- or underflows
   int32_t status;     // Status
   int32_t outcome;    // Outcome

@@ -20,6 +20,10 @@ SOAE_HD double working_eps(int32_t dtype) { return dtype == kFloat32 ? 1.1920928
 // Breakdown and singular pivots: relative to the largest seen, never absolute.
 SOAE_HD double negligible(int32_t dtype) { return 16.0 * working_eps(dtype); }
 
+// One sweep over the basis leaves errors of about eps ||w|| in every direction of it. Where the vector that is left is
+// smaller than this times ||w||, they would no longer be small beside it, and the sweep is repeated.
+constexpr double kCancellation = 1.0 / 128.0;
+
 SOAE_HD bool is_finite(double a) { return a - a == 0.0; }
 
 // Exponent e such that max_abs * 2^-e is near 1. Kept in a range where 2^-e is a normal number of the working
@@ -83,11 +87,12 @@ SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* co
   s.iterations += 1;
   s.max_av = fmax(s.max_av, av);
   const bool breakdown = next <= negligible(p.dtype) * s.max_av;
-  const double least = negligible(p.dtype) * fmax(s.max_pivot, pivot);
+  const bool singular = pivot <= negligible(p.dtype) * fmax(s.max_pivot, pivot);
   double estimate = fabs(g[j]);
-  if (pivot <= least || smallest_singular_value(p.inverse + system * p.restart, j, r, pivot) <= least) {
+  if (singular ||
+      smallest_singular_value(p.inverse + system * p.restart, j, r, pivot) <= negligible(p.dtype) * s.max_av) {
     // y_j = 0: the column is left out and the estimate stays what it was before it.
-    s.outcome = breakdown || pivot <= least ? kBroken : kSaturated;
+    s.outcome = breakdown || singular ? kBroken : kSaturated;
   } else {
     r[j] = pivot;
     rotations[2 * j] = c;
@@ -190,7 +195,7 @@ SOAE_HD bool close_system(const Solve& p, int64_t system, double norm, bool cand
   const bool accept = measured && norm < before;
   if (accept) s.residual = norm;
   const bool full = (s.outcome == kActive && !stop) || s.outcome == kSaturated;
-  const bool refuted = s.claimed != 0;
+  const bool refuted = s.claimed != 0 && !stop && s.outcome != kExhausted;  // a cycle cut short proves nothing
   s.claimed = s.outcome == kClaimed;
   s.slow = full && s.residual > 0.999 * before ? s.slow + 1 : 0;
   if (s.residual <= s.tolerance) {

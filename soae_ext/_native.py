@@ -145,7 +145,8 @@ class NativeEngine:
 
     def _contiguous(self, name: str, v: Tensor) -> Tensor:
         """`v` itself where the kernels can read it, else a copy in the workspace."""
-        return v if v.is_contiguous() else self._take(name, tuple(v.shape), v.dtype).copy_(v)
+        readable = v.is_contiguous() and not v.is_neg()  # a lazily negated view has the wrong bits in memory
+        return v if readable else self._take(name, tuple(v.shape), v.dtype).copy_(v)
 
     def start_from(self, x0: Tensor) -> None:
         """Put x0 in place, and where its residual matters into `direction`; zeros elsewhere."""

@@ -63,7 +63,7 @@ def _scaled(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     peak = torch.linalg.vector_norm(v, torch.inf, dim=1).double()
     exponent = torch.frexp(peak).exponent.clamp(-limit, limit).where((peak > 0) & peak.isfinite(), 0)
     scaled = v * _power(-exponent).to(v.dtype)[:, None]
-    return scaled, torch.linalg.vector_norm(scaled, dim=1).double(), exponent
+    return scaled, torch.linalg.vector_norm(scaled, dim=1, dtype=torch.float64), exponent
 
 
 class ReferenceEngine:
@@ -164,12 +164,13 @@ class ReferenceEngine:
         av = av * _power(exponent)
         # Rows of finished systems may hold anything; they are multiplied by a zero w and by nothing else.
         rows = self.basis if bool(active.all()) else self.basis.where(active[:, None, None], 0)
-        w, column = (orthogonalize_mgs if self.textbook else orthogonalize_cgs2)(rows, j, w)
-        norm = torch.linalg.vector_norm(w, dim=1)
+        with torch.autocast(w.device.type, enabled=False):
+            w, column = (orthogonalize_mgs if self.textbook else orthogonalize_cgs2)(rows, j, w)
+        norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
         column = column.double() * _power(exponent)[:, None]
-        self._append_column(j, active, column, norm.double() * _power(exponent), av)
+        self._append_column(j, active, column, norm * _power(exponent), av)
         going_on = self.outcome == ACTIVE
-        self.basis[:, j + 1] = torch.where(going_on[:, None], w / norm[:, None], 0)
+        self.basis[:, j + 1] = torch.where(going_on[:, None], w / norm.to(w.dtype)[:, None], 0)
         self._feed(self.basis[:, j + 1], going_on)
 
     def _append_column(self, j: int, active: Tensor, column: Tensor, subdiagonal: Tensor, av: Tensor) -> None:
@@ -181,9 +182,9 @@ class ReferenceEngine:
         self.iterations += active
         self.max_av = torch.maximum(self.max_av, av).where(active, self.max_av)
         breakdown = active & (subdiagonal <= self.negligible * self.max_av)
-        least = self.negligible * torch.maximum(self.max_pivot, pivot)
-        singular = active & (pivot <= least)
-        saturated = active & ~singular & (self._smallest_singular_value(j, column[:, :j], pivot) <= least)
+        singular = active & (pivot <= self.negligible * torch.maximum(self.max_pivot, pivot))
+        smallest = self._smallest_singular_value(j, column[:, :j], pivot)
+        saturated = active & ~singular & (smallest <= self.negligible * self.max_av)
         used = active & ~singular & ~saturated
         self.max_pivot = torch.maximum(self.max_pivot, pivot).where(used, self.max_pivot)
 
@@ -253,7 +254,8 @@ class ReferenceEngine:
         y = torch.linalg.solve_triangular(triangle, g[:, :, None], upper=True)[:, :, 0] * _power(self.scale)[:, None]
         y = y.where(kept, 0).to(self.dtype)
         vectors = (self.basis[:, :m] if self.images is None else self.images).where(kept[:, :, None], 0)
-        update = torch.bmm(y[:, None], vectors)[:, 0]
+        with torch.autocast(y.device.type, enabled=False):
+            update = torch.bmm(y[:, None], vectors)[:, 0]
         if self.problem.M is not None and self.images is None:
             self._feed(update, self.status == RUNNING)
         else:
@@ -285,7 +287,8 @@ class ReferenceEngine:
         now = norm.where(accept, before)
         full = (self.outcome == _SATURATED) | ((self.outcome == ACTIVE) & (not stop))
         slow = torch.where(full & (now > 0.999 * before), self.slow + 1, 0).to(torch.int32)
-        stagnated = ((self.claimed != 0) & (now > 0.5 * before)) | (slow >= 2)
+        cut_short = (self.outcome == _EXHAUSTED) | stop
+        stagnated = ((self.claimed != 0) & ~cut_short & (now > 0.5 * before)) | (slow >= 2)
 
         verdict = torch.full_like(self.status, _STOPPED if stop else RUNNING)
         verdict[self.iterations >= self.problem.max_iters] = _MAX_ITERS

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from soae_ext import _native
 from soae_ext.gmres import GMRESResult, Status, Workspace, gmres, minres
@@ -41,6 +42,11 @@ def never(v):
         ({"A": eye.clone().requires_grad_()}, NotImplementedError, r"A: gradients.*A\.detach\(\)"),
         ({"A": eye.to("meta")}, ValueError, "A: on meta"),
         ({"A": eye.to_sparse_bsr((1, 1))}, ValueError, "A: layout"),
+        ({"A": eye.to_sparse(1)}, ValueError, "A: a hybrid sparse tensor"),
+        ({"b": b.to("meta")}, RuntimeError, "b: has no storage"),
+        ({"orthogonalization": ["mgs"]}, ValueError, "orthogonalization: unknown"),
+        ({"rtol": [1e-5, 1e-5]}, TypeError, r"rtol: expected a float, or a \(B,\) tensor"),
+        ({"rtol": torch.tensor(1j)}, TypeError, "rtol: expected real numbers"),
         ({"M": "jacobi"}, TypeError, "M: expected a callable"),
         ({"M": torch.eye(6)}, ValueError, "M: "),
         ({"x0": torch.ones(2, 4)}, ValueError, r"x0: shape \(2, 4\)"),
@@ -82,7 +88,7 @@ def test_without_grad_mode_nothing_asks_for_gradients():
 @pytest.mark.parametrize(
     ("returned", "error", "names"),
     [
-        (lambda v: None, TypeError, "A: must return a tensor, returned NoneType"),
+        (lambda v: None, TypeError, "A: must return a dense tensor, returned NoneType"),
         (lambda v: v[:1], ValueError, r"A: must return a tensor of b's shape \(2, 5\), got \(1, 5\)"),
         (lambda v: v.flatten(), ValueError, "A: must return"),
         (lambda v: v.double(), TypeError, r"A: must return torch\.float32"),
@@ -98,6 +104,13 @@ def test_a_wrong_operator_is_named(returned, error, names):
 def test_inside_vmap_says_that_it_is_batched_already():
     with pytest.raises(RuntimeError, match="outside vmap"):
         torch.func.vmap(lambda v: gmres(eye, v).x)(b[None])
+
+
+def test_fake_tensors_are_refused():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for fake in (torch.ones(2, 5), b):
+            with pytest.raises(RuntimeError, match="real tensors"):
+                gmres(lambda v: v, fake)
 
 
 def test_minres_names_itself():

@@ -76,18 +76,19 @@ void finish_system(const Solve& p, int64_t system, bool preconditioned, Team& te
   const T* const x = static_cast<const T*>(p.x) + system * p.n;
   T* const candidate = static_cast<T*>(p.candidate) + system * p.n;
   T* const row = team.row<T>();
-  const T scale = std::ldexp(T(1), s.scale);
   team.each([&](int64_t offset, int64_t count) {
     std::fill_n(row + offset, count, T(0));
     for (int32_t first = 0; first < s.length; first += kPanel) {
       T coefficients[kPanel];
-      for (int i = 0; i < kPanel; ++i) coefficients[i] = first + i < s.length ? static_cast<T>(y[first + i]) : T(0);
+      for (int i = 0; i < kPanel; ++i) {
+        coefficients[i] = first + i < s.length ? static_cast<T>(std::ldexp(y[first + i], s.scale)) : T(0);
+      }
       vector_loops<T>().combine(row + offset, make_panel(update, p.ld, first, s.length, offset), coefficients, count);
     }
     if (preconditioned) {
-      vector_loops<T>().multiply(direction + offset, row + offset, scale, count);
+      std::copy_n(row + offset, count, direction + offset);
     } else {
-      vector_loops<T>().add_scaled(candidate + offset, direction + offset, x + offset, row + offset, scale, count);
+      vector_loops<T>().add_scaled(candidate + offset, direction + offset, x + offset, row + offset, T(1), count);
     }
   });
   team.wait();  // y belongs to the next system from here on

@@ -87,26 +87,38 @@ void step_system(const Solve& p, int64_t system, int32_t j, const T* w, Team& te
     loops.scale_dot(row + offset, w + offset, scale, panel_at(0, offset), ahead_of(0, offset), out, count);
   });
   const double av = std::sqrt(sums[kPanel]);
-  for (int32_t pass = 0; pass < passes; ++pass) {
-    const int32_t first = pass % panels * kPanel;
-    for (int i = 0; i < kPanel; ++i) {
-      const bool present = first + i < rows;
-      h[i] = present ? static_cast<T>(sums[i]) : T(0);
-      // What is subtracted is what is recorded, rounding included.
-      if (present && team.leader()) column[first + i] = (pass < panels ? 0.0 : column[first + i]) + double(h[i]);
+  // Takes the panels of the passes begin..end-1 out of the row; `sums` holds its products with the first of them.
+  // Takes the panels of the passes begin..end-1 out of the row, whose products with the first of them are in `sums`.
+  // Returns the norm of what is left.
+  const auto subtract_panels = [&](int32_t begin, int32_t end) {
+    for (int32_t pass = begin; pass < end; ++pass) {
+      const int32_t first = pass % panels * kPanel;
+      for (int i = 0; i < kPanel; ++i) {
+        const bool present = first + i < rows;
+        h[i] = present ? static_cast<T>(sums[i]) : T(0);
+        // What is subtracted is what is recorded, rounding included.
+        if (present && team.leader()) column[first + i] = (pass < panels ? 0.0 : column[first + i]) + double(h[i]);
+      }
+      if (pass + 1 < end) {
+        team.sum(kPanel, sums, [&](int64_t offset, int64_t count, double* out) {
+          loops.update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset),
+                           ahead_of(pass + 1, offset), out, count);
+        });
+      } else {
+        team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
+          out[0] = loops.update_norm(row + offset, panel_at(pass, offset), h, count);
+        });
+      }
     }
-    if (pass + 1 < passes) {
-      team.sum(kPanel, sums, [&](int64_t offset, int64_t count, double* out) {
-        loops.update_dot(row + offset, panel_at(pass, offset), h, panel_at(pass + 1, offset),
-                         ahead_of(pass + 1, offset), out, count);
-      });
-    } else {
-      team.sum(1, sums, [&](int64_t offset, int64_t count, double* out) {
-        out[0] = loops.update_norm(row + offset, panel_at(pass, offset), h, count);
-      });
-    }
+    return std::sqrt(sums[0]);
+  };
+  double norm = subtract_panels(0, passes);
+  if (passes == panels && norm < kCancellation * av) {
+    team.sum(kPanel + 1, sums, [&](int64_t offset, int64_t count, double* out) {
+      loops.scale_dot(row + offset, row + offset, T(1), panel_at(0, offset), ahead_of(0, offset), out, count);
+    });
+    norm = subtract_panels(panels, 2 * panels);
   }
-  const double norm = std::sqrt(sums[0]);
 
   if (team.leader()) {
     for (int32_t i = 0; i < rows; ++i) column[i] = std::ldexp(column[i], exponent);

@@ -1,5 +1,6 @@
 // One Arnoldi step of one system by one block, in one launch. The new vector stays in registers from the operator's
-// output to the basis, so every basis row is read once (twice for kCgs2).
+// output to the basis, so every basis row is read once (twice for kCgs2, and
+// after a cancellation).
 #pragma once
 
 #include "plan.h"
@@ -74,13 +75,14 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
 
   const double unit = power_of_two<double>(exponent);
   const T* basis = basis_row<T>(p, system, 0);
-  const int sweeps = p.orthogonalization == kCgs2 ? 2 : 1;
-  for (int sweep = 0; sweep < sweeps; ++sweep) {
+  double after = 0.0;
+  for (int sweep = 0; sweep < 2; ++sweep) {
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
       orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, chunks, row, j + 1, column, unit);
     }
+    after = sqrt(reduce.sum(w.dot(w)));
+    if (p.orthogonalization == kMgs && !(after < kCancellation * before)) break;
   }
-  const double after = sqrt(reduce.sum(w.dot(w)));
 
   if (thread_index() == 0) {
     append_column(p, system, j, column, ldexp(after, exponent), ldexp(before, exponent));

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def prepare(
         if basis_dtype not in _BASIS_DTYPES:
             _refuse("basis_dtype", f"unknown {basis_dtype!r}: use None, which stores the basis in b's dtype")
         raise NotImplementedError("gmres: basis_dtype is not implemented: pass None, which stores it in b's dtype")
-    if orthogonalization not in _ORTHOGONALIZATIONS:
+    if not isinstance(orthogonalization, str) or orthogonalization not in _ORTHOGONALIZATIONS:
         names = ", ".join(map(repr, _ORTHOGONALIZATIONS))
         _refuse("orthogonalization", f"unknown {orthogonalization!r}: use one of {names}")
     if callback is not None and not callable(callback):
@@ -59,7 +60,7 @@ def prepare(
         M=None if M is None else as_operator("M", M, b),
         rtol=_tolerance("rtol", rtol, b),
         atol=_tolerance("atol", atol, b),
-        restart=min(cycle, max(b.flatten(1).shape[1], 1)),
+        restart=min(cycle, max(math.prod(b.shape[1:]), 1)),
         max_iters=min(10 * cycle if max_iters is None else _count("max_iters", max_iters, least=0), _COUNT_LIMIT),
         flexible=bool(flexible),
         orthogonalization=_ORTHOGONALIZATIONS[orthogonalization],
@@ -79,12 +80,11 @@ def _check_b(b: Tensor) -> None:
         raise TypeError(f"gmres: b: expected a tensor (B, *shape), got {type(b).__name__}: use torch.as_tensor")
     if b.layout != torch.strided:
         _refuse("b", f"expected a dense tensor, got layout {b.layout}: use b.to_dense()")
-    try:
-        b.data_ptr()
-    except RuntimeError as error:
+    if not _has_memory(b):
         raise RuntimeError(
-            "gmres: b: has no storage (inside vmap, or a fake tensor): call gmres outside vmap, it is batched already"
-        ) from error
+            "gmres: b: has no storage (inside vmap or a function transform, on meta, or a fake tensor): call gmres "
+            "outside vmap, it is batched already, and with real tensors"
+        )
     if b.ndim < 2:
         _refuse("b", f"expected (B, *shape), got shape {tuple(b.shape)}: add a batch dimension: b[None]")
     if b.dtype.is_complex:
@@ -97,6 +97,13 @@ def _check_b(b: Tensor) -> None:
         raise NotImplementedError(
             "gmres: b: gradients through the solve are not implemented: pass b.detach() or solve under torch.no_grad()"
         )
+
+
+def _has_memory(t: Tensor) -> bool:
+    try:
+        return t.numel() == 0 or t.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def _check_x0(x0: Tensor, b: Tensor) -> None:
@@ -116,31 +123,28 @@ def _check_x0(x0: Tensor, b: Tensor) -> None:
 
 def _tolerance(name: str, value: float | Tensor, b: Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
-        if value.ndim == 0:
-            value = float(value)
-        else:
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise TypeError(f"gmres: {name}: expected real numbers, got {value.dtype}: convert with .float()")
+        if value.ndim > 0:
             if value.shape != b.shape[:1]:
                 _refuse(name, f"expected a float or a tensor ({b.shape[0]},), got shape {tuple(value.shape)}")
-            if value.dtype.is_complex or value.dtype == torch.bool:
-                raise TypeError(f"gmres: {name}: expected real numbers, got {value.dtype}")
             if not bool((value >= 0).all()):
                 _refuse(name, "negative or NaN: every tolerance must be >= 0")
             return value.detach().to(b.device, torch.float64)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(_number(value))
-        except TypeError:
-            raise TypeError(f"gmres: {name}: expected a float or a (B,) tensor, got {type(value).__name__}") from None
-    if not value >= 0:
+        value = float(value)
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"gmres: {name}: expected a float, or a (B,) tensor for one each, got {type(value).__name__}"
+        ) from None
+    if not number >= 0:
         _refuse(name, f"{value} is negative or NaN: it must be >= 0")
-    return float(value)
-
-
-def _number(value: Any) -> float:
-    """NumPy scalars and their like, but neither text nor bool."""
-    if isinstance(value, (str, bytes, bool)):
-        raise TypeError
-    return float(value)
+    return number
 
 
 def _count(name: str, value: int, *, least: int) -> int:

@@ -75,15 +75,18 @@ class Engine(Protocol):
 
 
 def _by_name(callback: Callback) -> bool:
-    """Whether the callback names the three values it is given; otherwise they are passed in their order."""
+    """Whether the callback takes its three values by name; otherwise they are passed in their order."""
     try:
-        parameters = inspect.signature(callback).parameters.values()
+        signature = inspect.signature(callback)
     except (TypeError, ValueError):
         return False
-    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
-    return {"iteration", "residual_norm", "active"} <= names or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters
-    )
+    if {"iteration", "residual_norm", "active"} <= set(signature.parameters):
+        return True
+    try:
+        signature.bind(0, 0, 0)
+    except TypeError:
+        return True
+    return False
 
 
 class _Watcher:
@@ -192,10 +195,12 @@ class _Loop:
         """The Arnoldi steps of one cycle. Returns whether the callback asked to stop."""
         engine = self.engine
         for j in range(self.problem.restart):
-            z = self.M(engine.direction) if self.M else engine.direction
-            if self.problem.keeps_images:
-                engine.keep_image(j, z)
-            engine.step(j, self.apply(z))
+            if self.M:
+                z = self.M(engine.direction)
+                if self.problem.keeps_images:
+                    engine.keep_image(j, z)
+                engine.direction.copy_(z)  # A may overwrite its input, and expects it contiguous
+            engine.step(j, self.apply(engine.direction))
             self.sweeps += 1
             if self.watcher and self.watcher.stop_after(self.sweeps, j):
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,7 +39,7 @@ def as_operator(name: str, operator: Operator | Tensor, like: Tensor) -> Operato
 
 
 def _check_matrix(name: str, matrix: Tensor, like: Tensor) -> None:
-    batch, n = like.flatten(1).shape
+    batch, n = like.shape[0], math.prod(like.shape[1:])
     if tuple(matrix.shape) not in ((n, n), (batch, n, n)):
         raise ValueError(
             f"gmres: {name}: a tensor must have shape ({n}, {n}), shared by the batch, or ({batch}, {n}, {n}), one per "
@@ -50,7 +51,9 @@ def _check_matrix(name: str, matrix: Tensor, like: Tensor) -> None:
         raise ValueError(f"gmres: {name}: on {matrix.device} while b is on {like.device}: move it with .to(b.device)")
     if matrix.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
         raise ValueError(f"gmres: {name}: layout {matrix.layout} is not supported: use dense, COO or CSR")
-    if matrix.requires_grad and torch.is_grad_enabled():
+    if matrix.layout != torch.strided and matrix.dense_dim() > 0:
+        raise ValueError(f"gmres: {name}: a hybrid sparse tensor is not supported: use {name}.to_dense().to_sparse()")
+    if name == "A" and matrix.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"gmres: {name}: gradients through the solve are not implemented: pass {name}.detach() or solve under "
             "torch.no_grad()"
@@ -65,6 +68,10 @@ class _Dense:
 
     def __call__(self, v: Tensor) -> Tensor:
         flat = v.reshape(self.shape[0], -1)
+        with torch.autocast(v.device.type, enabled=False):  # a matrix means the precision that it has
+            return self.product(flat)
+
+    def product(self, flat: Tensor) -> Tensor:
         if self.transposed.ndim == 2:
             return (flat @ self.transposed).view(self.shape)
         return torch.bmm(flat[:, None], self.transposed).view(self.shape)
@@ -78,7 +85,8 @@ class _Sparse:
 
     def __call__(self, v: Tensor) -> Tensor:
         columns = v.reshape(-1, 1) if self.blocks else v.reshape(self.shape[0], -1).T
-        return (self.matrix @ columns).T.reshape(self.shape)
+        with torch.autocast(v.device.type, enabled=False):
+            return (self.matrix @ columns).T.reshape(self.shape)
 
 
 def _block_diagonal(matrix: Tensor) -> Tensor:
@@ -105,9 +113,10 @@ class Checked:
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
 
     def __call__(self, v: Tensor) -> Tensor:
-        out = self.operator(v)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"gmres: {self.name}: must return a tensor, returned {type(out).__name__}")
+        out = self.operator(v.detach())  # a tensor of its own: flags that the operator sets on it stay with it
+        if not isinstance(out, Tensor) or out.layout != torch.strided:
+            kind = out.layout if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"gmres: {self.name}: must return a dense tensor, returned {kind}")
         if out.shape != self.shape:
             raise ValueError(
                 f"gmres: {self.name}: must return a tensor of b's shape {tuple(self.shape)}, got {tuple(out.shape)}"

@@ -38,8 +38,12 @@ class Workspace:
         size = math.prod(shape) * dtype.itemsize
         buffer = self._buffers.get((name, device))
         if buffer is None or buffer.numel() < size + _ALIGNMENT:
+            self._buffers.pop((name, device), None)  # released before the larger one is taken
+            buffer = None
             with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
                 buffer = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
+            if buffer.data_ptr() == 0:
+                raise RuntimeError("gmres: tensors have no memory here (FakeTensorMode): call it with real tensors")
             self._buffers[name, device] = buffer
         start = -buffer.data_ptr() % _ALIGNMENT
         return buffer[start : start + size].view(dtype).view(tuple(shape))
