@@ -97,7 +97,8 @@ def one_line(box: str, options: Sequence[str] = ()) -> str:
     message = " ".join(text[:rule]).partition(" Got errors:")[0]
     option = re.search(r"--[\w-]*\w", message)
     if option is None:
-        return message
+        unknown = re.match(r"Unrecognized options?: (\S+)", message)
+        return f"{unknown_name(unknown[1], ('attack', 'doctor'))}" if unknown else f"{message} See soae --help"
     if message.startswith("Unrecognized"):
         nearest = difflib.get_close_matches(option[0], options, n=1)
         return f"{option[0]}: unknown option; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")

@@ -106,6 +106,8 @@ def load_directory(path: str | os.PathLike[str], split: str = "test", n: int | N
         datasets: Any = import_module("datasets")
     except ImportError as error:
         raise ImportError("reading parquet files needs the datasets library: pip install 'soae-ext[full]'") from error
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised again below, in one line
     try:
         rows = datasets.load_dataset("parquet", data_files={"data": parquet}, split="data", streaming=True)
         columns = rows.features or {}
@@ -114,7 +116,10 @@ def load_directory(path: str | os.PathLike[str], split: str = "test", n: int | N
             rows = rows.cast_column("image", datasets.Image())
         images, labels = _stack(rows if n is None else rows.take(n), set(columns))
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        reason = "an image cannot be decoded" if "cannot identify image file" in str(error) else error
+        raise ValueError(f"cannot read {path}: {reason}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
     return ImageData(images, labels, f"{path} ({split})").first(n)
 
 
@@ -123,9 +128,15 @@ def _stack(rows: Iterable[Any], columns: set[str]) -> tuple[Tensor, Tensor]:
     if missing:
         raise ValueError(f"there is no column {' and no column '.join(sorted(missing))}, only {sorted(columns)}")
     images, labels = [], []
-    for row in rows:
-        images.append(_pixels(row["image"]))
-        labels.append(int(row["label"]))
+    for number, row in enumerate(rows):
+        label = row["label"]
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+            raise ValueError(f"row {number}: the label {label!r} is not an integer: number the classes from 0")
+        try:
+            images.append(_pixels(row["image"]))
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+        labels.append(int(label))
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         what = f"the images differ in shape: {sorted(shapes)[:3]}; resize them to one shape" if shapes else "no images"
@@ -140,7 +151,7 @@ def _pixels(image: Any) -> npt.NDArray[np.float32]:
     array = np.asarray(image)
     largest = {"b": 1, "u": 65535 if array.dtype == np.uint16 else 255, "i": 255, "f": 1}.get(array.dtype.kind)
     if largest is None or array.ndim not in (2, 3):
-        raise ValueError(f"an image must be two- or three-dimensional numbers, got {array.dtype} {array.shape}")
+        raise ValueError(f"expected an encoded image or an array (H, W), (H, W, C) or (C, H, W), got {image!r:.40}")
     pixels: npt.NDArray[np.float32] = array.astype(np.float32) / np.float32(largest)
     if pixels.ndim == 2:
         return pixels[None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import soae_ext
-from soae_ext._files import replacing
+from soae_ext._files import check_writable, replacing
 
 __all__ = ["Finding", "Report", "covers", "examine", "main"]
 
@@ -202,13 +202,15 @@ def _lines(report: Report) -> list[str]:
 
 def main(output: Path | None = None) -> int:
     """Print the report; `output`: also write it there as JSON. Returns 0 if what this machine can run is ready."""
+    if output is not None:
+        try:
+            check_writable(Path(output))
+        except OSError as error:
+            print(f"soae doctor: --output: {error}", file=sys.stderr)
+            return 2
     report = examine()
     print("\n".join(_lines(report)))
     if output is not None:
-        try:
-            with replacing(Path(output)) as temporary:
-                temporary.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-        except OSError as error:
-            print(f"soae doctor: --output: cannot write {output}: {error.strerror}", file=sys.stderr)
-            return 2
+        with replacing(Path(output)) as temporary:
+            temporary.write_text(json.dumps(report.as_json(), indent=2) + "\n")
     return 0 if report.usable else 1

@@ -196,6 +196,12 @@ def test_an_unwritable_output_is_found_before_the_work(capfd, monkeypatch, tmp_p
     assert_refused(capfd, words, f"soae attack: --output: cannot write to {tmp_path / 'run.json'}: Permission denied")
 
 
+def test_one_file_for_report_and_figure_is_refused(capfd, tmp_path):
+    path = tmp_path / "run.png"
+    words = ["attack", "--output", str(path), "--figure", str(path)]
+    assert_refused(capfd, words, f"soae attack: --figure: {path} is the file of --output too; name another")
+
+
 def test_bad_checkpoints(capfd, tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(shipped_file("digits_cnn.safetensors").read_bytes()[:5000])

@@ -91,6 +91,29 @@ def test_bad_directories_are_refused(tmp_path):
         load_directory(not_images)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "complaint"),
+    [
+        ([encoded(GREY[0])] * 2, [0.0, 0.5], "row 0: the label 0.0 is not an integer"),
+        ([encoded(GREY[0])] * 2, [0, None], "row 1: the label None is not an integer"),
+        ([encoded(GREY[0])] * 2, ["a", "b"], "row 0: the label 'a' is not an integer"),
+        (["x.png", "y.png"], [0, 1], "row 0: expected an encoded image or an array"),
+        ([{"bytes": b"no image", "path": None}], [0], "an image cannot be decoded$"),
+    ],
+)
+def test_bad_rows_are_named_and_nothing_else_is_printed(tmp_path, capfd, images, labels, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        load_directory(write(tmp_path / "rows", images, labels))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_that_is_not_parquet_is_one_error(tmp_path, capfd):
+    (tmp_path / "test-0.parquet").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="cannot read"):
+        load_directory(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_missing_datasets_library_is_named_with_its_remedy(tmp_path, monkeypatch):
     folder = write(tmp_path / "grey", [encoded(GREY[0])], [0])
     monkeypatch.setitem(sys.modules, "datasets", None)

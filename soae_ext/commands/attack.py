@@ -143,6 +143,8 @@ def _check_outputs(options: AttackOptions) -> None:
             with blaming(option):
                 check_writable(path)
     if options.figure is not None:
+        if options.output is not None and options.figure.resolve() == options.output.resolve():
+            raise CommandError(f"--figure: {options.figure} is the file of --output too; name another")
         with blaming("--figure"):
             check_format(options.figure)
 
