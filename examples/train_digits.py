@@ -6,6 +6,9 @@ DIR holds MNIST as `train-*.parquet` and `test-*.parquet` with the columns `imag
 by PGD adversarial training (Madry et al., 2018) in the Linf ball of radius 0.3: Adam, a one-cycle learning rate, and a
 radius that grows over the first epochs, without which so small a network stays at chance. The checkpoint is written
 after every epoch. Equal seeds on equal hardware give equal networks.
+
+`--objective standard` trains on the images themselves, `--objective soat` on second-order adversarial examples (SOAE,
+`--soae-steps` outer steps of Krylov dimension `--soae-dim`); `--activation silu` gives a network with smooth logits.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from soae_ext.attacks import SOAE
 from soae_ext.data import ImageData, load_directory
 from soae_ext.models.small_cnn import SmallCNN, save_checkpoint
 
@@ -37,6 +42,23 @@ def pgd(model: SmallCNN, x: Tensor, y: Tensor, eps: float, step: float, steps: i
         (gradient,) = torch.autograd.grad(cross_entropy(model(adversarial), y, reduction="sum"), adversarial)
         moved = adversarial.detach() + step * gradient.sign()
         adversarial = torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0, 1)
+    return adversarial
+
+
+def adversarial_batch(model: SmallCNN, x: Tensor, y: Tensor, eps: float, options: argparse.Namespace) -> Tensor:
+    """What the objective trains on."""
+    if options.objective == "standard" or eps == 0:
+        return x
+    if options.objective == "soat":
+        steps = options.soae_steps
+        attack = SOAE(
+            eps, steps=steps, direction="ascent", max_dim=options.soae_dim, random_start=True, early_stop=False
+        )
+        seeded = replace(attack, step_size=2 * eps / steps, seed=int(torch.randint(2**31, ())))
+        return seeded(model, x, y).x_adv
+    model.requires_grad_(False)
+    adversarial = pgd(model, x, y, eps, 2 * eps / options.steps, options.steps, random=True)
+    model.requires_grad_(True)
     return adversarial
 
 
@@ -66,10 +88,7 @@ def train(model: SmallCNN, data: ImageData, test: ImageData, options: argparse.N
             x, y = data.images[index], data.labels[index]
             done = (epoch * batches_per_epoch + batch) / total
             eps = EPS * min(1.0, done / options.warm_up)
-            model.requires_grad_(False)
-            adversarial = pgd(model, x, y, eps, 2 * eps / options.steps, options.steps, random=True)
-            model.requires_grad_(True)
-            loss = cross_entropy(model(adversarial), y)
+            loss = cross_entropy(model(adversarial_batch(model, x, y, eps, options)), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -86,13 +105,18 @@ def train(model: SmallCNN, data: ImageData, test: ImageData, options: argparse.N
 
 def write(model: SmallCNN, options: argparse.Namespace, notes: dict[str, str]) -> None:
     command = shlex.join(["python", "examples/train_digits.py", "--data", "DIR", *options.given])
-    save_checkpoint(model, options.output / "digits_cnn.safetensors", {"command": command, "data": "MNIST", **notes})
+    save_checkpoint(model, options.output / options.name, {"command": command, "data": "MNIST", **notes})
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory with the MNIST parquet files")
     parser.add_argument("--output", type=Path, default=ASSETS, help="directory to write to (default: the package's)")
+    parser.add_argument("--name", default="digits_cnn.safetensors", help="file name of the checkpoint")
+    parser.add_argument("--objective", choices=("pgd", "standard", "soat"), default="pgd")
+    parser.add_argument("--activation", choices=("relu", "silu", "softplus"), default="relu")
+    parser.add_argument("--soae-steps", type=int, default=2, help="outer steps of SOAE inside the training loop")
+    parser.add_argument("--soae-dim", type=int, default=2, help="Krylov dimension of each of them")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=7, help="PGD steps inside the training loop")
@@ -101,7 +125,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    settings = ("epochs", "batch_size", "steps", "lr", "warm_up", "seed", "threads")
+    settings = (
+        "name",
+        "objective",
+        "activation",
+        "soae_steps",
+        "soae_dim",
+        "epochs",
+        "batch_size",
+        "steps",
+        "lr",
+        "warm_up",
+        "seed",
+        "threads",
+    )
     options.given = [
         word
         for name in settings
@@ -120,7 +157,7 @@ def main() -> None:
     images = (test.images * 255).round().to(torch.uint8)
     digits = {"images": images, "labels": test.labels.to(torch.uint8)}
     (options.output / "digits.safetensors").write_bytes(serialize(digits))
-    model = SmallCNN()
+    model = SmallCNN(activation=options.activation)
     train(model, load_directory(options.data, "train"), test, options)
     clean = accuracy(model, test.images, test.labels)
     direct, random = (robust_accuracy(model, test, random=start) for start in (False, True))

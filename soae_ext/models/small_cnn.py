@@ -16,17 +16,19 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from .._files import replacing
+from .._names import unknown_name
 from ..data import shipped_file
 
 __all__ = ["SmallCNN", "digits_network", "load_checkpoint", "save_checkpoint"]
 
 ARCHITECTURE = "small_cnn"
 # The first bytes of what `torch.save` writes: a zip archive, or a bare pickle of protocol 2 and later.
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class SmallCNN(nn.Module):
-    """Two strided 4x4 convolutions and two fully connected layers, ReLU in between.
+    """Two strided 4x4 convolutions and two fully connected layers, with an activation in between.
 
     Maps images `(B, 1, 28, 28)` with values in [0, 1] to logits `(B, 10)`. The pixels enter as they are: there is no
     normalisation, no batch statistics and no randomness, so train and eval mode compute the same function.
@@ -34,22 +36,30 @@ class SmallCNN(nn.Module):
     Args:
         channels: output channels of the two convolutions.
         hidden: width of the hidden fully connected layer.
+        activation: `"relu"`, or `"silu"` or `"softplus"` for logits with curvature of their own.
+
+    Raises:
+        ValueError: unknown activation.
     """
 
     input_shape = (1, 28, 28)
     classes = 10
 
-    def __init__(self, channels: tuple[int, int] = (24, 48), hidden: int = 96) -> None:
+    def __init__(self, channels: tuple[int, int] = (24, 48), hidden: int = 96, activation: str = "relu") -> None:
         super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation: {unknown_name(activation, tuple(_ACTIVATIONS))}")
+        act = _ACTIVATIONS[activation]
+        self.activation = activation
         self.channels = channels
         self.hidden = hidden
         self.features = nn.Sequential(
             nn.Conv2d(1, channels[0], 4, stride=2, padding=1),
-            nn.ReLU(),
+            act(),
             nn.Conv2d(channels[0], channels[1], 4, stride=2, padding=1),
-            nn.ReLU(),
+            act(),
         )
-        self.classifier = nn.Sequential(nn.Linear(49 * channels[1], hidden), nn.ReLU(), nn.Linear(hidden, self.classes))
+        self.classifier = nn.Sequential(nn.Linear(49 * channels[1], hidden), act(), nn.Linear(hidden, self.classes))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(images).flatten(1))
@@ -71,7 +81,9 @@ def save_checkpoint(model: SmallCNN, path: str | os.PathLike[str], notes: Mappin
     metadata = {
         **(notes or {}),
         "architecture": ARCHITECTURE,
-        "config": json.dumps({"channels": list(model.channels), "hidden": model.hidden}),
+        "config": json.dumps(
+            {"channels": list(model.channels), "hidden": model.hidden, "activation": model.activation}
+        ),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(path) as temporary:
@@ -120,6 +132,6 @@ def _build(path: Path, metadata: Mapping[str, str]) -> SmallCNN:
     try:
         config = json.loads(metadata["config"])
         first, second = (int(width) for width in config["channels"])
-        return SmallCNN((first, second), int(config["hidden"]))
+        return SmallCNN((first, second), int(config["hidden"]), str(config.get("activation", "relu")))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not give the widths of the network in its metadata") from error
