@@ -98,7 +98,7 @@ def test_bad_directories_are_refused(tmp_path):
         ([encoded(GREY[0])] * 2, [0, None], "row 1: the label None is not an integer"),
         ([encoded(GREY[0])] * 2, ["a", "b"], "row 0: the label 'a' is not an integer"),
         (["x.png", "y.png"], [0, 1], "row 0: expected an encoded image or an array"),
-        ([{"bytes": b"no image", "path": None}], [0], "an image cannot be decoded$"),
+        ([{"bytes": b"no image", "path": None}], [0], "row 0: the image cannot be decoded$"),
     ],
 )
 def test_bad_rows_are_named_and_nothing_else_is_printed(tmp_path, capfd, images, labels, complaint):
