@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import re
-import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +12,6 @@ from typing import Annotated, Literal
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 from tyro.conf import arg
 
 from .._files import check_writable, replacing
@@ -24,7 +20,7 @@ from ..attacks.checks import check_choice, check_count
 from ..attacks.geometry import Norm
 from ..attacks.soae import Direction
 from ..data import ImageData, load_digits, load_directory
-from ..evaluation import Accuracy, Measurement, clean_accuracy, evaluate, table
+from ..evaluation import Clean, Measurement, Progress, Runner, table
 from ..models.small_cnn import SmallCNN, digits_network, load_checkpoint
 from ..plots import check_format, image_grid, pick, save
 from .errors import CommandError, blaming
@@ -83,25 +79,22 @@ def run(options: AttackOptions) -> int:
     attacks = _attacks(options)
     _check_outputs(options)
     device = _device(options.device)
-    model = _model(options.checkpoint).to(device)
+    model = _model(options.checkpoint)
     data = _data(options, model)
 
-    clean, clean_loss = clean_accuracy(model, data, device, options.batch_size)
-    measurements = []
-    with tqdm(total=len(attacks) * len(data), unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
-        for name, attack in attacks.items():
-            bar.set_description(name)
-            measurements.append(
-                evaluate(name, attack, model, data, device=device, batch_size=options.batch_size, advance=bar.update)
-            )
+    with Progress(len(attacks) * len(data)) as bar:
+        runner = Runner(model, device, options.batch_size)
+        clean = runner.clean(data)
+        runner.progress = bar
+        measurements = [runner.run(f"attacks/{name}", name, attack, data) for name, attack in attacks.items()]
     print(f"{len(data)} images of {data.name}, {options.norm} eps = {options.eps:g}, seed {options.seed}\n")
-    print(table(clean, clean_loss, measurements))
+    print(table(clean, measurements))
     if options.output:
         with replacing(options.output) as temporary:
-            report = _report(options, attacks, data, (clean, clean_loss), measurements)
+            report = _report(options, attacks, data, clean, measurements)
             temporary.write_text(json.dumps(report, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
     if options.figure:
-        save(_figure(model, data, measurements, device), options.figure)
+        save(_figure(runner, data, measurements), options.figure)
     return 0
 
 
@@ -186,7 +179,7 @@ def _report(
     options: AttackOptions,
     attacks: dict[str, Attack],
     data: ImageData,
-    clean: tuple[Accuracy, float],
+    clean: Clean,
     measurements: list[Measurement],
 ) -> dict[str, object]:
     return {
@@ -194,7 +187,7 @@ def _report(
         "config": asdict(options),
         "data": {"name": data.name, "images": len(data), "shape": list(data.images.shape[1:])},
         "versions": _versions(),
-        "clean": {**clean[0].as_json(), "mean_loss": clean[1] if math.isfinite(clean[1]) else None},
+        "clean": clean.as_json(),
         "attacks": [
             {**measurement.as_json(), "options": asdict(attacks[measurement.name])} for measurement in measurements
         ],
@@ -212,14 +205,8 @@ def _versions() -> dict[str, str | int]:
     return {**found, "threads": torch.get_num_threads()}
 
 
-def _figure(model: SmallCNN, data: ImageData, measurements: list[Measurement], device: torch.device) -> Figure:
+def _figure(runner: Runner, data: ImageData, measurements: list[Measurement]) -> Figure:
     rows = pick(torch.stack([measurement.success for measurement in measurements]), _ROWS_IN_FIGURE)
-
-    def predict(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            classes: Tensor = model(images.to(device)).argmax(1)
-        return classes.cpu()
-
     images = data.images[rows]
-    adversarial = {m.name: (m.x_adv[rows], predict(m.x_adv[rows])) for m in measurements}
-    return image_grid(images, data.labels[rows], predict(images), adversarial)
+    adversarial = {m.name: (m.x_adv[rows], runner.predict(m.x_adv[rows])) for m in measurements}
+    return image_grid(images, data.labels[rows], runner.predict(images), adversarial)
