@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ._files import replacing
+from .style import LIGHT, new_figure
 
-__all__ = ["check_format", "image_grid", "pick", "save"]
-
-
-def check_format(path: Path) -> None:
-    """Raise `ValueError` unless the ending of `path` names a picture format that can be written."""
-    known = FigureCanvasAgg.get_supported_filetypes()
-    if path.suffix[1:].lower() not in known:
-        raise ValueError(f"unknown picture format '{path.suffix}'; use .png, .pdf or .svg")
+__all__ = ["feature_grid", "image_grid", "pick"]
 
 
 def image_grid(
@@ -42,8 +33,7 @@ def image_grid(
     """
     rows, columns = len(images), 1 + 2 * len(adversarial)
     limit = max((float((moved - images).abs().max()) for moved, _ in adversarial.values()), default=0.0) or 1.0
-    figure = Figure(figsize=(1.25 * columns + 0.7, 1.42 * rows + 0.75), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.25 * columns + 0.7, 1.42 * rows + 0.75, LIGHT)
     axes = figure.subplots(rows, columns, squeeze=False)
     heads = ["clean", *(head for name in adversarial for head in (f"{name}\nperturbation", f"{name}\nadversarial"))]
     shades = None
@@ -68,11 +58,15 @@ def image_grid(
 
 
 def _draw(axis: Axes, image: Tensor, prediction: int, label: int) -> None:
-    channels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    axis.imshow(channels.numpy(), cmap="gray", vmin=0, vmax=1)
+    _show(axis, image)
     wrong = prediction != label
     axis.set_title(f"{prediction} (is {label})" if wrong else str(prediction), fontsize=8, pad=3)
     axis.title.set_color("tab:red" if wrong else "black")
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    channels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    axis.imshow(channels.numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def pick(success: Tensor, count: int) -> Tensor:
@@ -88,7 +82,24 @@ def pick(success: Tensor, count: int) -> Tensor:
     return torch.cat([groups[0][:first], groups[1][: count - first]])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path`, whole or not at all; the format follows from its ending."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=130)
+def feature_grid(images: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """One row per image: the image, then the activation map of each kind of input, all of a row on one scale.
+
+    Args:
+        images: the clean images, `(k, C, H, W)` in [0, 1], C = 1 or 3.
+        maps: for each kind of input (`"clean"`, and the names of the attacks) `(k, h, w)`, at least 0.
+    """
+    rows, columns = len(images), 1 + len(maps)
+    figure = new_figure(1.25 * columns, 1.3 * rows + 0.3, LIGHT)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        _show(axes[row, 0], images[row])
+        largest = max((float(each[row].max()) for each in maps.values()), default=0.0) or 1.0
+        for column, each in enumerate(maps.values(), start=1):
+            axes[row, column].imshow(each[row].numpy(), cmap="viridis", vmin=0, vmax=largest)
+    for axis, head in zip(axes[0], ("image", *maps), strict=True):
+        axis.set_title(head, fontsize=9, weight="bold")
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
