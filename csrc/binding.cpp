@@ -112,6 +112,7 @@ void add_solve(py::module_& m) {
   def_pointer(c, "inverse", &Solve::inverse);
   def_pointer(c, "g", &Solve::g);
   def_pointer(c, "estimates", &Solve::estimates);
+  def_pointer(c, "hessenberg", &Solve::hessenberg);
   def_pointer(c, "rtol", &Solve::rtol);
   def_pointer(c, "atol", &Solve::atol);
   def_pointer(c, "systems", &Solve::systems);
@@ -125,6 +126,8 @@ py::dict system_layout() {
   layout["size"] = sizeof(System);
   layout["tolerance"] = offsetof(System, tolerance) / sizeof(double);
   layout["residual"] = offsetof(System, residual) / sizeof(double);
+  layout["beta"] = offsetof(System, beta) / sizeof(double);
+  layout["scale"] = offsetof(System, scale) / sizeof(std::int32_t);
   layout["status"] = offsetof(System, status) / sizeof(std::int32_t);
   layout["outcome"] = offsetof(System, outcome) / sizeof(std::int32_t);
   layout["length"] = offsetof(System, length) / sizeof(std::int32_t);

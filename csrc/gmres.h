@@ -6,6 +6,8 @@
 //     [correct]            (candidate = x + z where a preconditioner maps V y to z),
 //     close                (true residual of the candidate, verdicts, first basis vector of the next cycle),
 // with `begin` (initial residual, tolerances, verdicts, first basis vector) before the first cycle.
+// With `hessenberg` set the same steps make an Arnoldi decomposition A V = V H instead: nothing is solved, a system
+// ends by breakdown or a bad column alone, and finish, correct and close are not called.
 // The launchers never allocate, never synchronise and touch no stream but the one they are given.
 //
 // Shapes below are row-major. B = batch, n = unknowns, ld = n rounded up to a multiple of 128 bytes, m = restart.
@@ -85,6 +87,7 @@ struct Solve {
   double* inverse;      // (B, m) state of the condition estimate of R
   double* g;            // (B, m+1) rotated right-hand side, times 2^-scale
   double* estimates;    // (B, m) residual estimate after each step of the cycle, absolute; only written by steps taken
+  double* hessenberg;   // (B, m+1, m) H, or null for GMRES; zeroed by Python, step j writes column j
   const double* rtol;   // (B)
   const double* atol;   // (B)
   System* systems;      // (B)

@@ -67,9 +67,29 @@ SOAE_HD double smallest_singular_value(double* x, int32_t k, const double* colum
   return pivot / sqrt(0.5 * (p + 1.0) + root);
 }
 
+// Ends step j of one system of an Arnoldi decomposition: stores the column of H, and decides whether a next vector is
+// left. n orthogonal vectors leave none, whatever their rounding errors look like. After a breakdown h_{j+1,j} is zero:
+// the space is invariant, and there is no vector that it could multiply.
+SOAE_HD void record_column(const Solve& p, int64_t system, int32_t j, const double* column, double next, double av) {
+  System& s = p.systems[system];
+  if (!is_finite(av)) {  // the norm of finite numbers, beyond the range of float64
+    s.outcome = kBadColumn;
+    return;
+  }
+  double* h = p.hessenberg + system * (p.restart + 1) * p.restart + j;
+  s.max_av = fmax(s.max_av, av);
+  const bool breakdown = next <= negligible(p.dtype) * s.max_av || j + 1 >= p.n;
+  for (int32_t i = 0; i <= j; ++i) h[i * p.restart] = column[i];
+  h[(j + 1) * p.restart] = breakdown ? 0.0 : next;
+  s.iterations += 1;
+  s.length = j + 1;
+  if (breakdown) s.outcome = kBroken;
+}
+
 // Ends step j of one system. column: h_{0..j,j}, overwritten; next: h_{j+1,j} = norm of the orthogonalised vector;
 // av: ||A v_j||. Stores R's column, the rotation, the new right-hand side and the estimate, and decides the outcome.
 SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* column, double next, double av) {
+  if (p.hessenberg != nullptr) return record_column(p, system, j, column, next, av);
   System& s = p.systems[system];
   double* rotations = p.rotations + system * p.restart * 2;
   double* g = p.g + system * (p.restart + 1);

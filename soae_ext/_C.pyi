@@ -24,6 +24,7 @@ class Solve:
     inverse: int
     g: int
     estimates: int
+    hessenberg: int
     rtol: int
     atol: int
     systems: int

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soae_ext._solver.caller import GMRES, Caller
 from soae_ext._solver.driver import Problem
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
@@ -42,32 +43,33 @@ def _remedy(kind: str) -> str:
     return f"soae_ext was built without CUDA (no nvcc at install). Reinstall with {_REBUILD}"
 
 
-def choose(backend: str, device: torch.device) -> str:
+def choose(backend: str, device: torch.device, caller: Caller = GMRES) -> str:
     """The backend that serves tensors on `device`: `"cuda"`, `"cpu"`, `"reference"` or the name of a host module.
 
     Raises `ValueError` for an unknown name and `RuntimeError` for one that is missing or does not fit the device.
     """
+    function, b = caller
     known = ["auto", "cuda", "cpu", "reference", *host_modules]
     if backend not in known:
-        raise ValueError(f"gmres: backend: unknown {backend!r}: use one of {', '.join(map(repr, known))}")
+        raise ValueError(f"{function}: backend: unknown {backend!r}: use one of {', '.join(map(repr, known))}")
     if backend == "reference":
         return backend
     if backend in host_modules:
         if device.type != "cpu":
-            raise RuntimeError(f"gmres: backend: {backend!r} works on CPU tensors, b is on {device}")
+            raise RuntimeError(f"{function}: backend: {backend!r} works on CPU tensors, {b} is on {device}")
         return backend
     if backend not in ("auto", device.type):
         raise RuntimeError(
-            f"gmres: backend: {backend!r} does not fit b on {device}: move b and A, or use backend='auto'"
+            f"{function}: backend: {backend!r} does not fit {b} on {device}: move {b} and A, or use backend='auto'"
         )
     wanted = device.type
     if extension is not None and hasattr(extension, wanted):
         return wanted
     if backend == "auto":
         reason = _remedy(wanted) if wanted in ("cpu", "cuda") else f"there are no kernels for {device.type} tensors."
-        _warn_once(f"gmres runs the slower pure-PyTorch reference on {device.type} tensors: {reason}")
+        _warn_once(f"{function} runs the slower pure-PyTorch reference on {device.type} tensors: {reason}")
         return "reference"
-    raise RuntimeError(f"gmres: backend: {backend!r} is not available: {_remedy(wanted)}")
+    raise RuntimeError(f"{function}: backend: {backend!r} is not available: {_remedy(wanted)}")
 
 
 class NativeEngine:
@@ -135,9 +137,23 @@ class NativeEngine:
         solve.update_rows = m + 1 if self.images is None else m
         for name, array in arrays.items():
             setattr(solve, name, array.data_ptr())
+        if problem.keeps_hessenberg:
+            self._keep_hessenberg(solve, records, layout, basis)
         scratch = self._take("scratch", (self.launch.scratch_bytes(solve),), torch.uint8)
         solve.scratch = scratch.data_ptr()
         self.solve, self.arrays = solve, {**arrays, "scratch": scratch}
+
+    def _keep_hessenberg(self, solve: Any, records: Tensor, layout: dict[str, int], basis: Tensor) -> None:
+        """What an Arnoldi decomposition consists of. H is not scratch memory: it becomes part of the result."""
+        batch, m, fields = self.problem.batch, self.problem.restart, records.view(torch.int32)
+        self.hessenberg = torch.zeros(batch, m + 1, m, dtype=torch.float64, device=self.device)
+        self.basis = basis[:, :, : self.problem.n]
+        self.beta, self.scale, self.length = (
+            records[:, layout["beta"]],
+            fields[:, layout["scale"]],
+            fields[:, layout["length"]],
+        )
+        solve.hessenberg = self.hessenberg.data_ptr()
 
     def _tolerance(self, name: str, value: float | Tensor) -> Tensor:
         out = self._take(name, (self.problem.batch,), torch.float64)

@@ -88,6 +88,7 @@ class ReferenceEngine:
         self.rotations = self._new(batch, m, 2) if self.textbook else self._new(batch, m + 1, m + 1)
         self.residual, self.tolerance, self.beta = self._new(batch), self._new(batch), self._new(batch)
         self.max_av, self.max_pivot = self._new(batch), self._new(batch)
+        self.hessenberg = self._new(batch, m + 1, m) if problem.keeps_hessenberg else self._new(0)
         self.negligible = 16 * torch.finfo(self.dtype).eps
         for name in ("status", "outcome", "iterations", "length", "scale", "slow", "claimed"):
             setattr(self, name, self._new(batch, dtype=torch.int32))
@@ -168,10 +169,23 @@ class ReferenceEngine:
             w, column = (orthogonalize_mgs if self.textbook else orthogonalize_cgs2)(rows, j, w)
         norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
         column = column.double() * _power(exponent)[:, None]
-        self._append_column(j, active, column, norm * _power(exponent), av)
+        end_step = self._record_column if self.problem.keeps_hessenberg else self._append_column
+        end_step(j, active, column, norm * _power(exponent), av)
         going_on = self.outcome == ACTIVE
         self.basis[:, j + 1] = torch.where(going_on[:, None], w / norm.to(w.dtype)[:, None], 0)
         self._feed(self.basis[:, j + 1], going_on)
+
+    def _record_column(self, j: int, active: Tensor, column: Tensor, subdiagonal: Tensor, av: Tensor) -> None:
+        """An Arnoldi decomposition keeps H itself and ends by breakdown alone; n vectors leave no further one."""
+        self.outcome.masked_fill_(active & ~av.isfinite(), _BAD_COLUMN)
+        used = self.outcome == ACTIVE
+        self.max_av = torch.maximum(self.max_av, av).where(used, self.max_av)
+        breakdown = used & ((subdiagonal <= self.negligible * self.max_av) | (j + 1 >= self.problem.n))
+        column = torch.cat([column, subdiagonal.masked_fill(breakdown, 0.0)[:, None]], 1)
+        self.hessenberg[:, : j + 2, j] = column.where(used[:, None], 0.0)
+        self.iterations += used
+        self.length = torch.where(used, j + 1, self.length).to(torch.int32)
+        self.outcome.masked_fill_(breakdown, _BROKEN)
 
     def _append_column(self, j: int, active: Tensor, column: Tensor, subdiagonal: Tensor, av: Tensor) -> None:
         column = torch.cat([column, subdiagonal[:, None]], 1)

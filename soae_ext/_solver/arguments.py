@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from soae_ext._solver.caller import GMRES, Caller
 from soae_ext._solver.driver import Callback, Problem
 from soae_ext._solver.operators import Operator, as_operator
 from soae_ext._solver.workspace import Workspace
@@ -38,7 +39,7 @@ def prepare(
     compact: bool,
 ) -> Problem:
     """The validated problem. Raises `TypeError`, `ValueError` or `NotImplementedError`."""
-    _check_b(b)
+    check_batch(GMRES, b)
     if x0 is not None:
         _check_x0(x0, b)
     if basis_dtype is not None:
@@ -50,9 +51,8 @@ def prepare(
         _refuse("orthogonalization", f"unknown {orthogonalization!r}: use one of {names}")
     if callback is not None and not callable(callback):
         raise TypeError(f"gmres: callback: expected a callable or None, got {type(callback).__name__}")
-    if not isinstance(workspace, Workspace):
-        raise TypeError(f"gmres: workspace: expected a Workspace() or None, got {type(workspace).__name__}")
-    cycle = _count("restart", restart, least=1)
+    check_workspace(GMRES, workspace)
+    cycle = count(GMRES, "restart", restart, least=1)
     return Problem(
         b=b.detach(),
         x0=None if x0 is None else x0.detach(),
@@ -61,7 +61,7 @@ def prepare(
         rtol=_tolerance("rtol", rtol, b),
         atol=_tolerance("atol", atol, b),
         restart=min(cycle, max(math.prod(b.shape[1:]), 1)),
-        max_iters=min(10 * cycle if max_iters is None else _count("max_iters", max_iters, least=0), _COUNT_LIMIT),
+        max_iters=min(10 * cycle if max_iters is None else count(GMRES, "max_iters", max_iters, least=0), _COUNT_LIMIT),
         flexible=bool(flexible),
         orthogonalization=_ORTHOGONALIZATIONS[orthogonalization],
         history=bool(history),
@@ -75,28 +75,40 @@ def _refuse(name: str, why: str) -> NoReturn:
     raise ValueError(f"gmres: {name}: {why}")
 
 
-def _check_b(b: Tensor) -> None:
+def check_batch(caller: Caller, b: Tensor) -> None:
+    """Refuses what is not a dense, real `(B, *shape)` tensor with memory of its own and without a gradient."""
+    function, name = caller
     if not isinstance(b, Tensor):
-        raise TypeError(f"gmres: b: expected a tensor (B, *shape), got {type(b).__name__}: use torch.as_tensor")
+        raise TypeError(
+            f"{function}: {name}: expected a tensor (B, *shape), got {type(b).__name__}: use torch.as_tensor"
+        )
     if b.layout != torch.strided:
-        _refuse("b", f"expected a dense tensor, got layout {b.layout}: use b.to_dense()")
+        raise ValueError(f"{function}: {name}: expected a dense tensor, got layout {b.layout}: use {name}.to_dense()")
     if not _has_memory(b):
         raise RuntimeError(
-            "gmres: b: has no storage (inside vmap or a function transform, on meta, or a fake tensor): call gmres "
-            "outside vmap, it is batched already, and with real tensors"
+            f"{function}: {name}: has no storage (inside vmap or a function transform, on meta, or a fake tensor): "
+            f"call {function} outside vmap, it is batched already, and with real tensors"
         )
     if b.ndim < 2:
-        _refuse("b", f"expected (B, *shape), got shape {tuple(b.shape)}: add a batch dimension: b[None]")
+        raise ValueError(
+            f"{function}: {name}: expected (B, *shape), got shape {tuple(b.shape)}: add a batch dimension: {name}[None]"
+        )
     if b.dtype.is_complex:
         raise NotImplementedError(
-            "gmres: b: complex systems are not implemented: solve the real form of twice the size"
+            f"{function}: {name}: complex systems are not implemented: use the real form of twice the size"
         )
     if b.dtype not in _REAL:
-        raise TypeError(f"gmres: b: expected float32 or float64, got {b.dtype}: convert with b.float()")
+        raise TypeError(f"{function}: {name}: expected float32 or float64, got {b.dtype}: convert with {name}.float()")
     if b.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
-            "gmres: b: gradients through the solve are not implemented: pass b.detach() or solve under torch.no_grad()"
+            f"{function}: {name}: gradients through the solve are not implemented: pass {name}.detach() or call it "
+            "under torch.no_grad()"
         )
+
+
+def check_workspace(caller: Caller, workspace: Workspace) -> None:
+    if not isinstance(workspace, Workspace):
+        raise TypeError(f"{caller.function}: workspace: expected a Workspace() or None, got {type(workspace).__name__}")
 
 
 def _has_memory(t: Tensor) -> bool:
@@ -122,38 +134,50 @@ def _check_x0(x0: Tensor, b: Tensor) -> None:
 
 
 def _tolerance(name: str, value: float | Tensor, b: Tensor) -> float | Tensor:
+    number = real(GMRES, name, value, b)
+    if isinstance(number, Tensor):
+        if not bool((number >= 0).all()):
+            _refuse(name, "negative or NaN: every tolerance must be >= 0")
+    elif not number >= 0:
+        _refuse(name, f"{value} is negative or NaN: it must be >= 0")
+    return number
+
+
+def real(caller: Caller, name: str, value: float | Tensor, b: Tensor) -> float | Tensor:
+    """A real number for all systems of `b`, or `(B,)` float64 on its device, one for each."""
     if isinstance(value, Tensor):
         if value.dtype.is_complex or value.dtype == torch.bool:
-            raise TypeError(f"gmres: {name}: expected real numbers, got {value.dtype}: convert with .float()")
+            raise TypeError(
+                f"{caller.function}: {name}: expected real numbers, got {value.dtype}: convert with .float()"
+            )
         if value.ndim > 0:
             if value.shape != b.shape[:1]:
-                _refuse(name, f"expected a float or a tensor ({b.shape[0]},), got shape {tuple(value.shape)}")
-            if not bool((value >= 0).all()):
-                _refuse(name, "negative or NaN: every tolerance must be >= 0")
+                raise ValueError(
+                    f"{caller.function}: {name}: expected a float or a tensor ({b.shape[0]},), got shape "
+                    f"{tuple(value.shape)}"
+                )
             return value.detach().to(b.device, torch.float64)
         value = float(value)
     try:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError
-        number = float(value)
+        return float(value)
     except OverflowError:  # an integer beyond every float
-        number = math.inf
+        return math.inf
     except (TypeError, ValueError):
         raise TypeError(
-            f"gmres: {name}: expected a float, or a (B,) tensor for one each, got {type(value).__name__}"
+            f"{caller.function}: {name}: expected a float, or a (B,) tensor for one each, got {type(value).__name__}"
         ) from None
-    if not number >= 0:
-        _refuse(name, f"{value} is negative or NaN: it must be >= 0")
-    return number
 
 
-def _count(name: str, value: int, *, least: int) -> int:
+def count(caller: Caller, name: str, value: int, *, least: int) -> int:
+    """`value` as an `int`, at least `least`."""
     try:
-        count = operator.index(value)
+        number = operator.index(value)
     except TypeError:
-        count = None
-    if count is None or isinstance(value, bool):
-        raise TypeError(f"gmres: {name}: expected an integer, got {type(value).__name__}")
-    if count < least:
-        _refuse(name, f"{count} is too small: it must be >= {least}")
-    return count
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{caller.function}: {name}: expected an integer, got {type(value).__name__}")
+    if number < least:
+        raise ValueError(f"{caller.function}: {name}: {number} is too small: it must be >= {least}")
+    return number

@@ -15,13 +15,17 @@ from soae_ext._solver.workspace import Workspace
 
 RUNNING = -1
 ACTIVE = 0
+BAD_COLUMN = 4
 
 Callback = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One validated solve. `rtol`, `atol`: float or `(B,)` float64; `restart` is clamped to n already."""
+    """One validated solve. `rtol`, `atol`: float or `(B,)` float64; `restart` is clamped to n already.
+
+    With `keeps_hessenberg` an Arnoldi decomposition instead, which needs no tolerance and no end of a cycle.
+    """
 
     b: Tensor
     x0: Tensor | None
@@ -37,6 +41,7 @@ class Problem:
     callback: Callback | None
     compact: bool
     workspace: Workspace
+    keeps_hessenberg: bool = False
 
     @property
     def batch(self) -> int:

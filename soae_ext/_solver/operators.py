@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from soae_ext._solver.caller import GMRES, Caller
+
 Operator = Callable[[Tensor], Tensor]
 
 
@@ -20,7 +22,7 @@ class Restrictable(Protocol):
     def restrict(self, index: Tensor) -> Operator: ...
 
 
-def as_operator(name: str, operator: Operator | Tensor, like: Tensor) -> Operator:
+def as_operator(name: str, operator: Operator | Tensor, like: Tensor, caller: Caller = GMRES) -> Operator:
     """`operator` as a callable on the whole batch.
 
     A tensor `(n, n)` is shared by the batch, `(B, n, n)` holds one matrix per system; dense, or sparse COO or CSR.
@@ -29,33 +31,35 @@ def as_operator(name: str, operator: Operator | Tensor, like: Tensor) -> Operato
     if not isinstance(operator, Tensor):
         if not callable(operator):
             hint = ": use torch.from_numpy" if type(operator).__module__ == "numpy" else ""
-            raise TypeError(f"gmres: {name}: expected a callable or a tensor, got {type(operator).__name__}{hint}")
+            kind = type(operator).__name__
+            raise TypeError(f"{caller.function}: {name}: expected a callable or a tensor, got {kind}{hint}")
         return operator
-    _check_matrix(name, operator, like)
+    _check_matrix(name, operator, like, caller)
     matrix = operator.detach()
     if matrix.layout == torch.strided:
         return _Dense(matrix, like.shape)
     return _Sparse(matrix, like.shape)
 
 
-def _check_matrix(name: str, matrix: Tensor, like: Tensor) -> None:
+def _check_matrix(name: str, matrix: Tensor, like: Tensor, caller: Caller) -> None:
+    where, b = f"{caller.function}: {name}", caller.batch
     batch, n = like.shape[0], math.prod(like.shape[1:])
     if tuple(matrix.shape) not in ((n, n), (batch, n, n)):
         raise ValueError(
-            f"gmres: {name}: a tensor must have shape ({n}, {n}), shared by the batch, or ({batch}, {n}, {n}), one per "
-            f"system, for b of shape {tuple(like.shape)}; got {tuple(matrix.shape)}"
+            f"{where}: a tensor must have shape ({n}, {n}), shared by the batch, or ({batch}, {n}, {n}), one per "
+            f"system, for {b} of shape {tuple(like.shape)}; got {tuple(matrix.shape)}"
         )
     if matrix.dtype != like.dtype:
-        raise TypeError(f"gmres: {name}: dtype {matrix.dtype} differs from b's {like.dtype}: convert with .to(b.dtype)")
+        raise TypeError(f"{where}: dtype {matrix.dtype} differs from {b}'s {like.dtype}: convert with .to({b}.dtype)")
     if matrix.device != like.device:
-        raise ValueError(f"gmres: {name}: on {matrix.device} while b is on {like.device}: move it with .to(b.device)")
+        raise ValueError(f"{where}: on {matrix.device} while {b} is on {like.device}: move it with .to({b}.device)")
     if matrix.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
-        raise ValueError(f"gmres: {name}: layout {matrix.layout} is not supported: use dense, COO or CSR")
+        raise ValueError(f"{where}: layout {matrix.layout} is not supported: use dense, COO or CSR")
     if matrix.layout != torch.strided and matrix.dense_dim() > 0:
-        raise ValueError(f"gmres: {name}: a hybrid sparse tensor is not supported: use {name}.to_dense().to_sparse()")
+        raise ValueError(f"{where}: a hybrid sparse tensor is not supported: use {name}.to_dense().to_sparse()")
     if name == "A" and matrix.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
-            f"gmres: {name}: gradients through the solve are not implemented: pass {name}.detach() or solve under "
+            f"{where}: gradients through the solve are not implemented: pass {name}.detach() or call it under "
             "torch.no_grad()"
         )
 
@@ -108,22 +112,24 @@ def _block_diagonal(matrix: Tensor) -> Tensor:
 class Checked:
     """Calls a user's operator and vets what it returns, once per call and cheaply."""
 
-    def __init__(self, name: str, operator: Operator, like: Tensor) -> None:
+    def __init__(self, name: str, operator: Operator, like: Tensor, caller: Caller = GMRES) -> None:
         self.name, self.operator = name, operator
+        self.where, self.batch = f"{caller.function}: {name}", caller.batch
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
 
     def __call__(self, v: Tensor) -> Tensor:
         out = self.operator(v.detach())  # a tensor of its own: flags that the operator sets on it stay with it
         if not isinstance(out, Tensor) or out.layout != torch.strided:
             kind = out.layout if isinstance(out, Tensor) else type(out).__name__
-            raise TypeError(f"gmres: {self.name}: must return a dense tensor, returned {kind}")
+            raise TypeError(f"{self.where}: must return a dense tensor, returned {kind}")
         if out.shape != self.shape:
             raise ValueError(
-                f"gmres: {self.name}: must return a tensor of b's shape {tuple(self.shape)}, got {tuple(out.shape)}"
+                f"{self.where}: must return a tensor of {self.batch}'s shape {tuple(self.shape)}, got "
+                f"{tuple(out.shape)}"
             )
         if out.dtype != self.dtype or out.device != self.device:
             raise TypeError(
-                f"gmres: {self.name}: must return {self.dtype} on {self.device} like b, returned {out.dtype} on "
+                f"{self.where}: must return {self.dtype} on {self.device} like {self.batch}, returned {out.dtype} on "
                 f"{out.device}: convert the result inside {self.name}"
             )
         return out.detach()

@@ -16,9 +16,10 @@ _ALIGNMENT = 256  # bytes: what cudaMalloc gives, and enough for any vector load
 class Workspace:
     """Scratch memory that consecutive solves share.
 
-    Pass one `Workspace()` to many `gmres` calls and each of them reuses what the ones before allocated: buffers grow
-    to fit and never shrink, and a second solve of equal size allocates its result tensors only (on a compiled backend).
-    Results never alias it. One solve at a time: nested or concurrent use raises `RuntimeError`.
+    Pass one `Workspace()` to many calls of `gmres` and `arnoldi`, and each of them reuses what the ones before
+    allocated: buffers grow to fit and never shrink, and a second solve of equal size allocates its result tensors only
+    (on a compiled backend). Results never alias it. One solve at a time: nested or concurrent use raises
+    `RuntimeError`.
     """
 
     def __init__(self) -> None:
@@ -43,18 +44,18 @@ class Workspace:
             with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
                 buffer = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=device)
             if buffer.data_ptr() == 0:
-                raise RuntimeError("gmres: tensors have no memory here (FakeTensorMode): call it with real tensors")
+                raise RuntimeError("workspace: tensors have no memory here (FakeTensorMode): call it with real tensors")
             self._buffers[name, device] = buffer
         start = -buffer.data_ptr() % _ALIGNMENT
         return buffer[start : start + size].view(dtype).view(tuple(shape))
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Held for the length of one solve."""
+    def exclusive(self, function: str = "gmres") -> Iterator[None]:
+        """Held for the length of one solve by `function`."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError(
-                "gmres: workspace: already used by another solve (nested or in another thread): give each its own "
-                "Workspace()"
+                f"{function}: workspace: already used by another solve (nested or in another thread): give each its "
+                "own Workspace()"
             )
         try:
             yield
