@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from typing import get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,14 @@ from .checks import (
 )
 from .geometry import Norm, per_sample, round_down
 from .losses import LossName, Model, Objective, is_fooled
+from .memory import available_bytes, gradient_bytes
 from .task import Task
 
 __all__ = ["Attack", "AttackResult"]
+
+# Image-sized tensors that an attack holds for each image: iterates, the best of them, steps and their projections in
+# double precision.
+_BUFFERS = 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,7 +70,7 @@ class Attack(ABC):
     Args:
         eps: radius of the ball in pixel units (images span [0, 1]); a float, or a tensor `(B,)` with one radius per
             sample. Samples with eps = 0 are returned unchanged.
-        norm: `"Linf"` or `"L2"`.
+        norm: `"Linf"`, `"L2"` or `"L1"`, of those in `norms` of the attack.
         steps: number of iterations.
         step_size: length of one step in `norm`, in pixel units; `None` is min(1, 2.5 / steps) * eps, per sample.
         loss: `"ce"`, `"margin"` or `"dlr"`, see :class:`soae_ext.attacks.losses.Objective`.
@@ -72,13 +78,20 @@ class Attack(ABC):
         random_start: start at a random point of the ball instead of at the image.
         restarts: runs on each sample not yet fooled. All but the first start at a random point.
         seed: of the random numbers, which are a function of (seed, sample index, restart) and of nothing else.
-        batch_size: samples attacked at once; `None` is all. Bounds the memory, changes nothing but rounding.
+        batch_size: samples attacked at once; `None` is all, `"auto"` as many as the free memory allows (see
+            :mod:`soae_ext.attacks.memory`; costs the first image one forward pass). Bounds the memory, changes nothing
+            but rounding.
         early_stop: stop attacking a sample at its first iterate that fools the model. Without it every sample is
             attacked for all steps and its loss raised further.
+
+    Under `torch.autocast` the network alone runs in the lower precision: `x_adv` keeps the dtype of `x`, losses are
+    compared and steps taken in single precision at least.
 
     Raises:
         ValueError, TypeError: an option is out of range; the message names it and the remedy.
     """
+
+    norms: ClassVar[tuple[str, ...]] = get_args(Norm)
 
     eps: float | Tensor
     _: KW_ONLY
@@ -90,17 +103,19 @@ class Attack(ABC):
     random_start: bool = False
     restarts: int = 1
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     early_stop: bool = True
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
-        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("norm", self.norm, self.norms)
         check_choice("loss", self.loss, get_args(LossName))
         check_count("steps", self.steps, 1)
         check_count("restarts", self.restarts, 1)
         check_count("seed", self.seed, 0)
-        if self.batch_size is not None:
+        if isinstance(self.batch_size, str):
+            check_choice("batch_size", self.batch_size, ("auto",))
+        elif self.batch_size is not None:
             check_count("batch_size", self.batch_size, 1)
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
@@ -108,8 +123,9 @@ class Attack(ABC):
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, index: Tensor | None = None) -> AttackResult:
         """Attack `model` on the images `x` with the labels `y`.
 
-        The model is attacked in eval mode and left, module by module, in the mode that it came in; its parameters,
-        their gradients and its hooks are not touched.
+        The model is attacked in eval mode and left, module by module, in the mode that it came in (with one
+        `UserWarning` if it came in train mode and that makes a difference); its parameters, their gradients and its
+        hooks are not touched.
 
         Args:
             model: maps images `(B, *shape)` in [0, 1] to logits `(B, C)`; normalisation belongs inside it.
@@ -129,14 +145,29 @@ class Attack(ABC):
         if index.shape != (len(x),) or index.dtype != torch.int64 or (len(index) and int(index.min()) < 0):
             raise ValueError(f"index: must hold one non-negative int64 number per image, got {tuple(index.shape)}")
         objective = Objective(model, self.loss, self.targeted)
-        size = self.batch_size or max(len(x), 1)
+        _warn_of_train_mode(model)
         # Images that came out of inference mode cannot be differentiated; a copy made outside of it can.
         with _attackable(model), torch.inference_mode(False), torch.enable_grad():
+            size = self._batch_size(model, x)
             parts = [
                 self._attack_batch(objective, x[part].detach().clone(), y[part], eps[part], index[part], y)
                 for part in (slice(start, start + size) for start in range(0, len(x), size))
             ]
+        if self.batch_size == "auto" and parts:
+            parts[0].forward_calls[0] += 1
         return _concatenate(parts, x)
+
+    def _batch_size(self, model: Model, x: Tensor) -> int:
+        """Samples attacked at once."""
+        if self.batch_size != "auto" or not len(x):
+            return self.batch_size if isinstance(self.batch_size, int) else max(len(x), 1)
+        image = x[:1].detach().clone()
+        needed = self._bytes_per_image(gradient_bytes(model, image), image.numel() * image.element_size())
+        return min(max(available_bytes(x.device) // 2 // max(needed, 1), 1), len(x))
+
+    def _bytes_per_image(self, gradient: int, image: int) -> int:
+        """Memory that attacking one image takes at most, from that of one gradient and that of the image alone."""
+        return gradient + _BUFFERS * image
 
     def _radii(self, x: Tensor) -> Tensor:
         if not isinstance(self.eps, Tensor):
@@ -152,8 +183,9 @@ class Attack(ABC):
     ) -> AttackResult:
         with torch.no_grad():
             logits = objective.model(x)
-        check_logits(logits, x, all_labels)
+        check_logits(logits, x, all_labels, objective.model)
         objective.check_classes(logits.shape[1])
+        self._check_fit(x, logits.shape[1])
         task = Task(objective, x, y, eps, index, logits, norm=self.norm, seed=self.seed, early_stop=self.early_stop)
         krylov_dims = self._run(task)
         with torch.no_grad():
@@ -168,6 +200,9 @@ class Attack(ABC):
             krylov_dims=krylov_dims,
         )
 
+    def _check_fit(self, x: Tensor, classes: int) -> None:  # noqa: B027 - most attacks take any
+        """Raise `ValueError` if the attack cannot be run on such images or on so few classes."""
+
     @abstractmethod
     def _run(self, task: Task) -> Tensor | None:
         """Spend the iterations of this attack on `task`; return the Krylov dimensions if there are any."""
@@ -177,6 +212,26 @@ class Attack(ABC):
         eps = task.eps[task.active]
         lengths = eps * min(1.0, 2.5 / self.steps) if self.step_size is None else torch.full_like(eps, self.step_size)
         return per_sample(lengths, task.x)
+
+
+def _warn_of_train_mode(model: Model) -> None:
+    if not isinstance(model, nn.Module):
+        return
+    modal = next((module for module in model.modules() if module.training and _is_modal(module)), None)
+    if modal is not None:
+        warnings.warn(
+            f"model: came in train mode, where its {type(modal).__name__} computes something else; "
+            "it is attacked in eval mode and left in train mode (model.eval() silences this)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _is_modal(module: nn.Module) -> bool:
+    """Whether the module computes something else in train mode than in eval mode."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._names import unknown_name
 
@@ -76,12 +76,18 @@ def check_labels(y: object, x: Tensor) -> None:
         raise ValueError(f"y: labels must not be negative, got {int(y.min())}")
 
 
-def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
-    """Raise unless `logits` `(B, C)` of the images `x` are finite and every label in `y` is below C."""
+def check_logits(logits: object, x: Tensor, y: Tensor, model: object) -> None:
+    """Raise unless what `model` made of `x` are finite logits `(B, C)`, and every label in `y` is below C."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: must map images {tuple(x.shape)} to logits ({len(x)}, classes), got {got}")
     if not bool(logits.isfinite().all()):
-        raise ValueError("model: its logits on the unperturbed images are not finite; check its weights")
+        broken = [name for name, p in _parameters(model) if not bool(p.isfinite().all())]
+        reason = f"its parameter '{broken[0]}' is not finite" if broken else "though its parameters are: it overflows"
+        raise ValueError(f"model: its logits on the unperturbed images are not finite, {reason}; check its weights")
     if int(y.max()) >= logits.shape[1]:
         raise ValueError(f"y: labels must be below the number of classes, {logits.shape[1]}; got {int(y.max())}")
+
+
+def _parameters(model: object) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()] if isinstance(model, nn.Module) else []

@@ -28,5 +28,5 @@ class FGSM(Attack):
         for restart in range(self.restarts):
             task.begin(restart, self.random_start)
             gradient = task.gradient()
-            task.move(self._lengths(task) * steepest_step(gradient, self.norm))
+            task.move(self._lengths(task) * steepest_step(gradient, self.norm, task.points))
             task.evaluate()

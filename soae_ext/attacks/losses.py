@@ -52,7 +52,9 @@ class Objective:
         return self.of_logits(self.model(x), y)
 
     def of_logits(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Losses `(B,)` of logits `(B, C)` with labels `(B,)`."""
+        """Losses `(B,)` of logits `(B, C)` with labels `(B,)`, in single precision at least."""
+        if logits.dtype in (torch.bfloat16, torch.float16):  # a network under autocast
+            logits = logits.float()
         if self.name == "ce":
             loss = cross_entropy(logits, y, reduction="none")
             return -loss if self.targeted else loss

@@ -27,5 +27,5 @@ class PGD(Attack):
             task.begin(restart, self.random_start)
             for _ in range(self.steps):
                 gradient = task.gradient()
-                task.move(self._lengths(task) * steepest_step(gradient, self.norm))
+                task.move(self._lengths(task) * steepest_step(gradient, self.norm, task.points))
             task.evaluate()

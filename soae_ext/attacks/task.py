@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ class Task:
         eps: radii `(B,)` in the dtype of `x`.
         index: number of each sample in the whole data set, `(B,)` int64.
         logits: of the unperturbed images, `(B, C)`.
+        losses: what the last :meth:`gradient` differentiated, `(A,)`, of the samples that stayed active.
         active: positions of the samples still attacked, `(A,)` int64.
         best: the best iterate so far, like `x`.
         gradient_calls, forward_calls: `(B,)` int64.
@@ -44,6 +47,7 @@ class Task:
     ) -> None:
         self.objective, self.x, self.y, self.eps, self.index = objective, x, y, eps, index
         self.norm, self.seed, self.early_stop = norm, seed, early_stop
+        self.logits, self.losses = logits, logits.new_zeros(0)
         self.active = torch.arange(len(x), device=x.device)
         self.current = x.clone()
         self.best = x.clone()
@@ -87,20 +91,27 @@ class Task:
         self.forward_calls[self.active] += 1
         self._record(logits, losses)
 
-    def gradient(self) -> Tensor:
+    def gradient(self, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         """Gradients at the current iterates, one gradient call each.
 
         The iterates are evaluated on the way and samples that fool the model become inactive; the gradients are those
         of the samples that stay active.
+
+        Args:
+            loss: (logits `(A, C)`, positions in the batch `(A,)`) -> `(A,)`, to be differentiated instead of the
+                objective. The iterates are compared by the objective all the same.
         """
         if not self.active.numel():
+            self.losses = self.losses[:0]
             return self.points
         points = self.points.requires_grad_(True)
         logits = self.objective.model(points)
         losses = self.objective.of_logits(logits, self.labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), points)
+        climbed = losses if loss is None else loss(logits, self.active)
+        gradient = _slope(climbed, points)
         self.charge(1)
         kept = self._record(logits.detach(), losses.detach())
+        self.losses = climbed.detach()[kept]
         return self.or_margin_gradient(gradient[kept])
 
     def or_margin_gradient(self, gradient: Tensor) -> Tensor:
@@ -115,7 +126,7 @@ class Task:
         rows = self.active[useless]
         points = self.current[rows].requires_grad_(True)
         margin = Objective(self.objective.model, "margin", self.objective.targeted)
-        (replacement,) = torch.autograd.grad(margin(points, self.y[rows]).sum(), points)
+        replacement = _slope(margin(points, self.y[rows]), points)
         self.gradient_calls[rows] += 1
         gradient = gradient.clone()
         gradient[useless] = torch.where(replacement.isfinite(), replacement, torch.zeros_like(replacement))
@@ -139,3 +150,12 @@ class Task:
         kept = ~fooled if self.early_stop else torch.ones_like(fooled)
         self.active = rows[kept]
         return kept
+
+
+def _slope(losses: Tensor, points: Tensor) -> Tensor:
+    """Gradient of each loss at its point; zero where no gradient reaches it, as in a network that quantises."""
+    if not losses.requires_grad:
+        return torch.zeros_like(points)
+    gradient: Tensor
+    (gradient,) = torch.autograd.grad(losses.sum(), points, allow_unused=True, materialize_grads=True)
+    return gradient
