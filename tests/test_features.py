@@ -54,8 +54,10 @@ def test_the_distortion_is_the_one_that_was_made(batch_size):
     moved = images.clone()
     moved[:4] *= torch.tensor([1.1, 1.2, 1.3, 1.4]).reshape(-1, 1, 1, 1)
     fooled = torch.tensor([True, False, True, False, True])
-    (found,) = feature_analysis(Known(), images, {"a": moved}, {"a": fooled}, layer="conv", batch_size=batch_size)
-    assert found.layer == "conv"
+    analysis = feature_analysis(Known(), images, {"a": moved}, {"a": fooled}, layer="conv", batch_size=batch_size)
+    assert analysis.layer == "conv"
+    (found,) = analysis.attacks
+    assert analysis.as_json()["attacks"][0]["fooled"]["count"] == 2
     assert found.distortion.count == 4
     assert found.distortion.mean == pytest.approx(0.25, rel=1e-5)
     assert found.fooled.count == 2
@@ -79,6 +81,6 @@ def test_a_layer_that_is_no_map_or_no_module_is_refused():
 def test_vectors_have_a_distortion_too():
     network, images = digits_network(), torch.rand(4, 1, 28, 28)
     moved, fooled = (images + 0.1).clamp(0, 1), torch.zeros(4, dtype=torch.bool)
-    (found,) = feature_analysis(network, images, {"a": moved}, {"a": fooled}, layer="classifier.0")
+    (found,) = feature_analysis(network, images, {"a": moved}, {"a": fooled}, layer="classifier.0").attacks
     assert found.distortion.mean > 0
     assert found.fooled.count == 0

@@ -48,7 +48,7 @@ class EdgeStatistics:
         edge_energy: part of |d|^2 on the tenth of the pixels with the strongest edges; a perturbation that knows
             nothing of edges has `expected`.
         expected: the number of these pixels divided by the number of pixels.
-        saturated: part of the pixels whose |d| is at least 99 % of the largest of their image, averaged.
+        saturated: part of the changed pixels whose |d| is at least 99 % of the largest of their image, averaged.
         images: perturbed images.
     """
 
@@ -119,8 +119,8 @@ def edge_analysis(
 ) -> list[EdgeStatistics]:
     """Statistics of every attack, and last of the control, named `CONTROL`.
 
-    The control is random noise, of random signs (`norm="Linf"`) or normally distributed (else), as large in `norm` as
-    the largest perturbation of that image by any attack, clipped to [0, 1].
+    The control is random noise as large as the largest perturbation of that image by any attack, clipped to [0, 1]:
+    random signs of that largest change of a pixel (`norm="Linf"`), else normally distributed and of that 2-norm.
 
     Args:
         images: `(n, C, H, W)` in [0, 1], on the CPU.
@@ -145,7 +145,7 @@ def _statistics(name: str, delta: Floats, edges: Floats) -> EdgeStatistics:
     energy, expected = strongest_share(delta**2, edges)
     largest = delta.max(1)
     moved = largest > 0
-    at_radius = (delta >= _AT_RADIUS * largest[:, None]).mean(1)[moved]
+    at_radius = (delta >= _AT_RADIUS * largest[:, None])[moved].sum(1) / (delta > 0)[moved].sum(1)
     return EdgeStatistics(
         name=name,
         pearson=bootstrap_mean(correlation(delta, edges)),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._names import unknown_name
 from .bootstrap import MeanInterval, bootstrap_mean
 
-__all__ = ["FeatureStatistics", "activation_maps", "choose_layer", "feature_analysis"]
+__all__ = ["FeatureAnalysis", "FeatureStatistics", "activation_maps", "choose_layer", "feature_analysis"]
 
 # The chosen layer keeps an eighth of the resolution of the image, and as many pixels a side as make a picture.
 _LEAST_PART = 8
@@ -27,18 +27,27 @@ class FeatureStatistics:
 
     Attributes:
         name: of the attack.
-        layer: name of the module that gives f.
         distortion: over the images that the attack changed.
         fooled: over those of them that fool the network.
     """
 
     name: str
-    layer: str
     distortion: MeanInterval
     fooled: MeanInterval
 
     def as_json(self) -> dict[str, Any]:
         return {"name": self.name, "distortion": self.distortion.as_json(), "fooled": self.fooled.as_json()}
+
+
+@dataclass(frozen=True)
+class FeatureAnalysis:
+    """Feature distortion under every attack; `layer` is the name of the module that gives the features."""
+
+    layer: str
+    attacks: list[FeatureStatistics]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"layer": self.layer, "attacks": [each.as_json() for each in self.attacks]}
 
 
 def choose_layer(model: nn.Module, images: Tensor) -> str:
@@ -102,7 +111,7 @@ def feature_analysis(
     layer: str | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 100,
-) -> list[FeatureStatistics]:
+) -> FeatureAnalysis:
     """How far every attack moves the features of one layer.
 
     Args:
@@ -134,8 +143,8 @@ def feature_analysis(
     for name, parts in distortion.items():
         values = torch.cat(parts)
         chosen = values[success[name].cpu()]
-        result.append(FeatureStatistics(name, layer, bootstrap_mean(values.numpy()), bootstrap_mean(chosen.numpy())))
-    return result
+        result.append(FeatureStatistics(name, bootstrap_mean(values.numpy()), bootstrap_mean(chosen.numpy())))
+    return FeatureAnalysis(layer, result)
 
 
 def _features(model: nn.Module, layer: str, images: Tensor) -> Tensor:

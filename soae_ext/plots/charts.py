@@ -16,7 +16,7 @@ from .style import LIGHT, MARKERS, Theme, new_figure, style_axes
 
 __all__ = ["accuracy_chart", "curve_chart", "edge_chart", "feature_chart"]
 
-_WIDTH = 6.2
+_WIDTH = 5.0
 
 
 def accuracy_chart(document: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
@@ -36,7 +36,9 @@ def accuracy_chart(document: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
         share, (low, high) = value["accuracy"], value["interval_95"]
         colour = {"clean": theme.lines[2], "worst case": theme.lines[1]}.get(name, theme.lines[0])
         axes.barh(place, share, color=colour, height=0.62)
-        axes.errorbar(share, place, xerr=[[share - low], [high - share]], color=theme.text, capsize=3, linewidth=1.2)
+        # Rounding may put an end of the interval of 0 or 1 on the wrong side.
+        spread = [[max(0.0, share - low)], [max(0.0, high - share)]]
+        axes.errorbar(share, place, xerr=spread, color=theme.text, capsize=3, linewidth=1.2)
         axes.text(min(high, 1) + 0.015, place, f"{100 * share:.1f} %", va="center", fontsize=9, color=theme.text)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.tick_params(axis="y", labelcolor=theme.text)
@@ -70,7 +72,7 @@ def curve_chart(curve: Curve, theme: Theme = LIGHT) -> Figure:
         # Earlier lines have larger markers, so that one on top of another leaves it visible.
         size = max(3.5, 8.0 - 1.5 * number)
         axes[0].plot(line.x, line.y, color=colour, marker=marker, markersize=size, linewidth=1.6, label=line.name)
-        if line.low is not None and line.high is not None:
+        if line.low is not None:
             _band(axes[0], line, colour)
         if "exact" in line.extra:
             axes[0].plot(line.x, line.extra["exact"], color=colour, linestyle="--", linewidth=1)
@@ -79,7 +81,7 @@ def curve_chart(curve: Curve, theme: Theme = LIGHT) -> Figure:
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
     axes[0].set_ylim(*_limits(curve))
     if curve.key == "iterations":
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes[0].set_ylabel(curve.y_label)
     axes[-1].set_xlabel(curve.x_label)
     if panels == 3:
@@ -93,11 +95,12 @@ def curve_chart(curve: Curve, theme: Theme = LIGHT) -> Figure:
 
 
 def _band(axes: Axes, line: Series, colour: str) -> None:
+    low, high = line.low or line.y, line.high or line.y
     if len(line.x) == 1:
-        spread = [[line.y[0] - line.low[0]], [line.high[0] - line.y[0]]] if line.low and line.high else None
+        spread = [[max(0.0, line.y[0] - low[0])], [max(0.0, high[0] - line.y[0])]]
         axes.errorbar(line.x, line.y, yerr=spread, color=colour, capsize=3, linewidth=1.2)
     else:
-        axes.fill_between(line.x, line.low or line.y, line.high or line.y, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _legend(figure: Figure, axes: Axes, theme: Theme) -> None:
@@ -143,14 +146,16 @@ def edge_chart(statistics: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) ->
         values = [each[key] for each in statistics]
         _intervals(left, values, offset, theme.lines[colour], marker, key.capitalize())
     left.axvline(0, color=theme.muted, linewidth=1)
-    left.set_xlabel("correlation of |d| with edges", fontsize=9)
+    left.set_xlabel("correlation with edges", fontsize=9)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     _legend(figure, left, theme)
     _intervals(right, [each["edge_energy"] for each in statistics], 0, theme.lines[2], "o", "")
     for each in statistics[:1]:
         right.axvline(each["edge_energy"]["expected"], color=theme.muted, linestyle="--", linewidth=1)
     right.set_xlim(left=0)
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_xlabel("energy on the strongest edges\n(dashed: spread evenly)", fontsize=9)
+    right.set_xlabel("energy on strong edges\n(dashed: if spread evenly)", fontsize=9)
     left.set_yticks(range(len(statistics)), [str(each["name"]) for each in statistics])
     left.tick_params(axis="y", labelcolor=theme.text)
     left.invert_yaxis()
