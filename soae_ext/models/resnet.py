@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
+from .base import Classifier, Family, activation_type, check_sizes, register, statistics
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+__all__ = ["ResNet18", "resnet18"]
 
 
 class _Block(nn.Module):
@@ -33,29 +34,39 @@ class _Block(nn.Module):
         return result
 
 
-class ResNet18(nn.Module):
+class ResNet18(Classifier):
     """18-layer residual network for small images: 3x3 stem, no max-pool, four stages of two blocks.
 
-    Maps images ``(B, 3, H, W)`` with values in [0, 1] to logits ``(B, num_classes)``; the images are normalised
-    inside, with the buffers ``mean`` and ``std``.
+    Maps images ``(B, 3, H, W)`` with values in [0, 1] to logits ``(B, num_classes)``; the normalisation is inside.
+
+    Raises ``ValueError`` for an unknown activation or normalisation, or a size below 1.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, num_classes: int, width: int, activation: type[nn.Module]) -> None:
+    def __init__(
+        self, num_classes: int = 10, width: int = 64, activation: str = "relu", normalization: str = "cifar10"
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(CIFAR10_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(CIFAR10_STD).view(1, 3, 1, 1))
+        check_sizes(num_classes=num_classes, width=width)
+        act = activation_type(activation)
+        self.architecture = "resnet18"
+        self.input_shape = (3, None, None)
+        self.classes = num_classes
+        self.config = {
+            "classes": num_classes,
+            "width": width,
+            "activation": activation,
+            "normalization": normalization,
+        }
+        self.normalize_by(*statistics(normalization))
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = activation()
+        self.act1 = act()
         planes = [width, width, 2 * width, 4 * width, 8 * width]
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(
-                    _Block(planes[i], planes[i + 1], 1 if i == 0 else 2, activation),
-                    _Block(planes[i + 1], planes[i + 1], 1, activation),
+                    _Block(planes[i], planes[i + 1], 1 if i == 0 else 2, act),
+                    _Block(planes[i + 1], planes[i + 1], 1, act),
                 )
                 for i in range(4)
             )
@@ -63,23 +74,38 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act1(self.bn1(self.conv1((x - self.mean) / self.std)))
+        out = self.act1(self.bn1(self.conv1(self.normalize(x))))
         out = self.layers(out).mean(dim=(2, 3))
         logits: Tensor = self.fc(out)
         return logits
 
 
-def resnet18(num_classes: int = 10, width: int = 64, activation: str = "relu") -> ResNet18:
+def resnet18(
+    num_classes: int = 10, width: int = 64, activation: str = "relu", normalization: str = "cifar10"
+) -> ResNet18:
     """Build a randomly initialised CIFAR-form ResNet-18.
 
     ``width`` is the number of channels of the first stage (64 is the standard network, 11.2 million parameters);
     ``activation`` is ``"relu"``, ``"softplus"`` or ``"silu"``. The smooth ones give a Hessian of full rank, the ReLU
-    one a Hessian of rank at most ``num_classes - 1`` per image.
+    one a Hessian of rank at most ``num_classes - 1`` per image. ``normalization`` is ``"cifar10"``, ``"imagenet"`` or
+    ``"none"``.
 
-    Raises ``ValueError`` for an unknown activation or a size below 1.
+    Raises ``ValueError`` for an unknown activation or normalisation, or a size below 1.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation: unknown {activation!r}; choose one of {', '.join(map(repr, _ACTIVATIONS))}")
-    if num_classes < 1 or width < 1:
-        raise ValueError(f"num_classes and width must be at least 1, got {num_classes} and {width}")
-    return ResNet18(num_classes, width, _ACTIVATIONS[activation])
+    return ResNet18(num_classes, width, activation, normalization)
+
+
+def _build(name: str, settings: Mapping[str, Any]) -> ResNet18:
+    settings = dict(settings)
+    classes = settings.pop("classes", 10)
+    return ResNet18(classes, **settings)
+
+
+register(
+    Family(
+        pattern="resnet18",
+        names=("resnet18",),
+        options=("activation", "width", "classes", "normalization"),
+        build=_build,
+    )
+)

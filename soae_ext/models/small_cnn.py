@@ -1,137 +1,98 @@
-"""A small convolutional classifier for 28x28 grey images, and its checkpoint format.
-
-The checkpoint is a safetensors file: the parameters, and as metadata the architecture with its widths, so that a
-file is never loaded into a network that it does not belong to. Pickled checkpoints are refused, never opened.
-"""
+"""A small convolutional classifier for small images, and the digit network that the package ships."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from .._files import replacing
-from .._names import unknown_name
 from ..data import shipped_file
+from .base import Classifier, Family, activation_type, check_sizes, register
+from .checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = ["SmallCNN", "digits_network", "load_checkpoint", "save_checkpoint"]
 
-ARCHITECTURE = "small_cnn"
-# The first bytes of what `torch.save` writes: a zip archive, or a bare pickle of protocol 2 and later.
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
-
-class SmallCNN(nn.Module):
+class SmallCNN(Classifier):
     """Two strided 4x4 convolutions and two fully connected layers, with an activation in between.
 
-    Maps images `(B, 1, 28, 28)` with values in [0, 1] to logits `(B, 10)`. The pixels enter as they are: there is no
-    normalisation, no batch statistics and no randomness, so train and eval mode compute the same function.
+    Maps images `(B, *input_shape)` with values in [0, 1] to logits `(B, classes)`. The pixels enter as they are: there
+    is no normalisation, no batch statistics and no randomness, so train and eval mode compute the same function.
 
     Args:
         channels: output channels of the two convolutions.
         hidden: width of the hidden fully connected layer.
         activation: `"relu"`, or `"silu"` or `"softplus"` for logits with curvature of their own.
+        input_shape: `(C, H, W)` of the images, 4 x 4 pixels or more.
+        classes: number of logits.
 
     Raises:
-        ValueError: unknown activation.
+        ValueError: unknown activation, or a size that is too small.
     """
 
-    input_shape = (1, 28, 28)
-    classes = 10
-
-    def __init__(self, channels: tuple[int, int] = (24, 48), hidden: int = 96, activation: str = "relu") -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (24, 48),
+        hidden: int = 96,
+        activation: str = "relu",
+        input_shape: Sequence[int] = (1, 28, 28),
+        classes: int = 10,
+    ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: {unknown_name(activation, tuple(_ACTIVATIONS))}")
-        act = _ACTIVATIONS[activation]
-        self.activation = activation
-        self.channels = channels
-        self.hidden = hidden
+        act = activation_type(activation)
+        (first, second), (depth, height, width) = channels, input_shape
+        check_sizes(channels=min(first, second), hidden=hidden, classes=classes, input_channels=depth)
+        if min(height, width) < 4:
+            raise ValueError(f"input_shape: images must have 4 x 4 pixels or more, got {tuple(input_shape)}")
+        self.architecture = "small-cnn"
+        self.input_shape = (depth, height, width)
+        self.classes = classes
+        self.config = {
+            "channels": [first, second],
+            "hidden": hidden,
+            "activation": activation,
+            "input_shape": [depth, height, width],
+            "classes": classes,
+        }
         self.features = nn.Sequential(
-            nn.Conv2d(1, channels[0], 4, stride=2, padding=1),
+            nn.Conv2d(depth, first, 4, stride=2, padding=1),
             act(),
-            nn.Conv2d(channels[0], channels[1], 4, stride=2, padding=1),
+            nn.Conv2d(first, second, 4, stride=2, padding=1),
             act(),
         )
-        self.classifier = nn.Sequential(nn.Linear(49 * channels[1], hidden), act(), nn.Linear(hidden, self.classes))
+        pixels = (height // 4) * (width // 4)
+        self.classifier = nn.Sequential(nn.Linear(pixels * second, hidden), act(), nn.Linear(hidden, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
 
 
-def save_checkpoint(model: SmallCNN, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
-    """Write the parameters of `model` to `path` as safetensors; the file appears whole or not at all.
-
-    Args:
-        model: the network.
-        path: the file to write or replace.
-        notes: further metadata, e.g. the command that trained the network and the accuracies that were measured.
-
-    Raises:
-        OSError: `path` cannot be written.
-    """
-    path = Path(path)
-    metadata = {
-        **(notes or {}),
-        "architecture": ARCHITECTURE,
-        "config": json.dumps(
-            {"channels": list(model.channels), "hidden": model.hidden, "activation": model.activation}
-        ),
-    }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(serialize(tensors, metadata))
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> SmallCNN:
-    """The network that :func:`save_checkpoint` wrote to `path`, on the CPU and in eval mode.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is a pickle, is truncated or otherwise not safetensors, or holds another architecture.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLE_STARTS):
-            raise ValueError(
-                f"{path} is a pickle, which can run code when it is opened: "
-                "save the parameters with safetensors.torch.save_file"
-            )
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or is not a safetensors file ({error})") from error
-    model = _build(path, metadata)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds parameters of another network than its metadata says") from error
-    return model.eval()
-
-
 def digits_network() -> SmallCNN:
     """The PGD-trained digit network that the package ships (see `assets/README.md`), in eval mode."""
-    return load_checkpoint(shipped_file("digits_cnn.safetensors"))
+    model = load_checkpoint(shipped_file("digits_cnn.safetensors"))
+    assert isinstance(model, SmallCNN)
+    return model
 
 
-def _build(path: Path, metadata: Mapping[str, str]) -> SmallCNN:
-    architecture = metadata.get("architecture", "not named")
-    if architecture != ARCHITECTURE:
-        raise ValueError(f"{path} is of another architecture: expected '{ARCHITECTURE}', its metadata: {architecture}")
-    try:
-        config = json.loads(metadata["config"])
-        first, second = (int(width) for width in config["channels"])
-        return SmallCNN((first, second), int(config["hidden"]), str(config.get("activation", "relu")))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} does not give the widths of the network in its metadata") from error
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`width` is the number of channels of the first convolution; the other layers keep their ratio to it."""
+    settings = dict(options)
+    width = settings.pop("width", None)
+    if width is not None:
+        settings |= {"channels": [width, 2 * width], "hidden": 4 * width}
+    if "input" in settings:
+        settings["input_shape"] = settings.pop("input")
+    return settings
+
+
+register(
+    Family(
+        pattern="small-cnn",
+        names=("small-cnn",),
+        options=("activation", "width", "input", "classes"),
+        build=lambda name, settings: SmallCNN(**settings),
+        settings=_settings,
+    )
+)
