@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from soae_ext.attacks import FGSM, PGD, SOAE
+from soae_ext.attacks import FGSM, PGD, SOAE, AutoAttack
 from soae_ext.data import load_digits
 from soae_ext.evaluation import Runner, Store
 from soae_ext.evaluation.curves import (
@@ -73,11 +73,19 @@ def test_against_gradients(recorder, data):
     curve = gradients_curve(recorder, data, ATTACKS, [4, 1])
     lines = {line.name: line for line in curve.series}
     assert lines["FGSM"].extra["steps"] == [1]
-    assert lines["PGD"].extra["steps"] == [1, 4]
+    assert lines["PGD"].extra["steps"] == [1, 3, 4]  # its own 3 as well
     assert recorder.jobs["curves/gradients/SOAE/4"] == replace(ATTACKS["SOAE"], steps=4)
     for name, line in lines.items():
         want = sorted(result.gradients for job, result in recorder.results.items() if f"/{name}/" in job)
         assert line.x == want == line.extra["gradients"]
+
+
+def test_the_referee_is_one_point(recorder, data):
+    pytest.importorskip("pyautoattack")
+    referee = AutoAttack(0.3, steps=3, attacks=("apgd-ce",))
+    (line,) = gradients_curve(recorder, data, {"AutoAttack": referee}, [1, 2]).series
+    assert recorder.jobs == {"curves/gradients/AutoAttack/3": referee}
+    assert line.extra["steps"] == [3]
 
 
 def test_against_iterations_a_longer_run_begins_as_a_shorter_one(recorder, data):
@@ -156,7 +164,7 @@ def test_columns_of_another_length_are_refused():
         (["eps"], ATTACKS, "fast", "preset: unknown name 'fast'"),
         (["eps"], {}, "quick", "curves: there is no attack"),
         (["fd_step"], {"PGD": PGD(0.3)}, "quick", "curves: fd_step and threshold study SOAE"),
-        (["iterations"], {"FGSM": FGSM(0.3)}, "quick", "curves: iterations needs PGD or SOAE"),
+        (["iterations"], {"FGSM": FGSM(0.3)}, "quick", "curves: iterations needs SOAE, PGD or APGD"),
         (["eps"], {"PGD": PGD(torch.full((12,), 0.3))}, "quick", "curves: eps needs one radius"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .._names import unknown_name
-from ..attacks import PGD, SOAE, Attack
+from ..attacks import APGD, FGSM, PGD, SOAE, Attack, AutoAttack
 from ..data import ImageData
 from .measure import Measurement
 from .series import CURVE_KEYS, Curve, Series
@@ -33,6 +33,9 @@ __all__ = [
     "run_curves",
     "threshold_curve",
 ]
+
+# Attacks whose iterations are alike, so that a number of them means something.
+_STEPPED = (SOAE, PGD, APGD)
 
 
 class Runs(Protocol):
@@ -123,14 +126,13 @@ def gradients_curve(
 ) -> Curve:
     """Robust accuracy of every attack against the gradients that it spent, measured, at several numbers of steps.
 
-    Attacks whose cost cannot be chosen (FGSM, AutoAttack) give one point. Arguments as in :func:`eps_curve`;
-    `budgets` are the numbers of steps, at least 1.
+    The attack's own number of steps is always among them. FGSM, and AutoAttack as the referee that it is, give one
+    point. Arguments as in :func:`eps_curve`; `budgets` are the numbers of steps, at least 1.
     """
     series = []
     for name, attack in attacks.items():
-        steps = sorted(set(budgets)) if _is_iterative(attack) else [attack.steps]
-        variants = [(count, replace(attack, steps=count) if count != attack.steps else attack) for count in steps]
-        runs = [(count, _run(runner, data, "gradients", name, count, each)) for count, each in variants]
+        variants = _with_steps(attack, {*budgets, attack.steps})
+        runs = [(each.steps, _run(runner, data, "gradients", name, each.steps, each)) for each in variants]
         line = _series(name, sorted(((m.gradients, m) for _, m in runs), key=lambda point: point[0]))
         counts = [float(count) for count, _ in sorted(runs, key=lambda run: run[1].gradients)]
         series.append(replace(line, extra={"steps": counts, **line.extra}))
@@ -148,15 +150,15 @@ def iterations_curve(
     attacks: Mapping[str, Attack],
     iterations: Sequence[int],
 ) -> Curve:
-    """Robust accuracy of SOAE and PGD against the number of iterations T.
+    """Robust accuracy of SOAE, PGD and APGD against the number of iterations T.
 
     Every T is a run of its own, with the step size that the attack chooses for that T; where a step size was given, the
     run to T is the beginning of the run to any larger T, since random numbers do not depend on T. Arguments as in
-    :func:`eps_curve`; `iterations` at least 1. Other attacks than SOAE and PGD are left out.
+    :func:`eps_curve`; `iterations` at least 1. Other attacks are left out.
     """
     series = []
     for name, attack in attacks.items():
-        if isinstance(attack, (SOAE, PGD)):
+        if isinstance(attack, _STEPPED):
             points = [
                 (float(t), _run(runner, data, "iterations", name, t, replace(attack, steps=t)))
                 for t in sorted(set(iterations))
@@ -292,8 +294,8 @@ def check_curves(keys: Iterable[str], attacks: Mapping[str, Attack], preset: str
         raise ValueError("curves: there is no attack to draw; name at least one")
     if {"fd_step", "threshold"} & set(keys) and not any(isinstance(attack, SOAE) for attack in kinds):
         raise ValueError("curves: fd_step and threshold study SOAE, which is not among the attacks; add it")
-    if "iterations" in keys and not any(isinstance(attack, (SOAE, PGD)) for attack in kinds):
-        raise ValueError("curves: iterations needs PGD or SOAE among the attacks; add one")
+    if "iterations" in keys and not any(isinstance(attack, _STEPPED) for attack in kinds):
+        raise ValueError("curves: iterations needs SOAE, PGD or APGD among the attacks; add one")
     if "eps" in keys and any(isinstance(attack.eps, Tensor) for attack in kinds):
         raise ValueError("curves: eps needs one radius for all images, not one for each")
     return keys
@@ -346,13 +348,17 @@ def _with_fd_step(soae: SOAE, h: float | None) -> SOAE:
     return replace(soae, hvp="finite-difference", fd_step=h)
 
 
-def _is_iterative(attack: Attack) -> bool:
-    """Whether the number of steps can be chosen."""
-    try:
-        replace(attack, steps=attack.steps + 1)
-    except (TypeError, ValueError):
-        return False
-    return True
+def _with_steps(attack: Attack, counts: Iterable[int]) -> list[Attack]:
+    """The attack with each of these numbers of steps that it can make, ascending; AutoAttack and FGSM as they are."""
+    if isinstance(attack, (FGSM, AutoAttack)):
+        return [attack]
+    variants = []
+    for count in sorted(set(counts)):
+        try:
+            variants.append(replace(attack, steps=count))
+        except ValueError:  # fewer steps than the attack's schedule needs
+            continue
+    return variants
 
 
 def _radii(attacks: Mapping[str, Attack], factors: Sequence[float]) -> list[float]:
