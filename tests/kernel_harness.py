@@ -41,6 +41,7 @@ class KernelSolve:
         rtol: float | np.ndarray = 1e-10,
         atol: float = 0.0,
         orthogonalization: str = "mgs",
+        arnoldi: bool = False,
         offset: int = 0,
         device_index: int = 0,
     ) -> None:
@@ -86,6 +87,10 @@ class KernelSolve:
         for name in (*names, "rtol", "atol", "systems", "active"):
             setattr(solve, name, getattr(self, name).data_ptr())
         solve.update, solve.update_rows = self.basis.data_ptr(), restart + 1
+        # Arnoldi mode; the contract asks for zeros here
+        self.h = torch.zeros(batch, restart + 1, restart, dtype=torch.float64, device=device) if arnoldi else None
+        if self.h is not None:
+            solve.hessenberg = self.h.data_ptr()
         self.scratch = poisoned(self.launchers.scratch_bytes(solve), dtype=torch.uint8, device=device)
         solve.scratch = self.scratch.data_ptr()
         self.solve = solve
@@ -138,6 +143,14 @@ class KernelSolve:
     def close(self, ax: torch.Tensor, stop: bool = False) -> None:
         self.active.zero_()
         self.launchers.close(self.solve, ax.data_ptr(), stop, self.stream)
+
+    def decompose(self, operator: Operator) -> None:
+        """The steps of an Arnoldi decomposition."""
+        self.begin(operator)
+        for j in range(self.restart):
+            self.step(j, operator(self.direction))
+            if int(self.active[j + 1]) == 0:
+                break
 
     def cycle(self, operator: Operator, in_place: bool = False) -> None:
         """One cycle. `in_place`: the operator's output overwrites its input."""

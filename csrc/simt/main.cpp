@@ -35,6 +35,7 @@ struct Case {
   soae::Orthogonalization orthogonalization;
   bool with_x0, preconditioned;
   Odd odd;
+  bool arnoldi;  // a decomposition instead of a solve
 
   // diagonal plus shift; nothing but the first two elements where the rank is low
   void apply(const std::vector<T>& v, std::vector<T>& w, std::int64_t call) const {
@@ -48,6 +49,24 @@ struct Case {
         if (last && odd == Odd::kNanColumn && call == 2) w[at] = std::numeric_limits<T>::quiet_NaN();
       }
     }
+  }
+
+  // Returns what is wrong, or null.
+  const char* check_decomposition(const std::vector<System>& systems, const std::vector<double>& hessenberg) const {
+    for (std::int64_t s = 0; s < batch; ++s) {
+      const System& system = systems[static_cast<std::size_t>(s)];
+      const bool last = s == batch - 1;
+      std::int64_t expected = restart;
+      if (last && odd == Odd::kZero) expected = 0;
+      if (last && odd == Odd::kNanColumn) expected = 2;
+      if (system.length != expected) return "a decomposition has another number of columns";
+      for (std::int64_t j = 0; j < restart; ++j) {
+        const double below = hessenberg[static_cast<std::size_t>((s * (restart + 1) + j + 1) * restart + j)];
+        const bool written = j < expected && !(system.outcome == soae::kBroken && j + 1 == expected);
+        if ((below > 0.0) != written) return "a subdiagonal of H is wrong";
+      }
+    }
+    return nullptr;
   }
 
   // Returns what is wrong, or null.
@@ -70,6 +89,7 @@ struct Case {
     std::vector<double> r = poisoned<double>(batch * restart * (restart + 1) / 2);
     std::vector<double> rotations = poisoned<double>(batch * restart * 2), inverse = poisoned<double>(batch * restart);
     std::vector<double> g = poisoned<double>(batch * (restart + 1)), estimates = poisoned<double>(batch * restart);
+    std::vector<double> hessenberg(arnoldi ? static_cast<std::size_t>(batch * (restart + 1) * restart) : 0, 0.0);
     const std::vector<double> rtol(static_cast<std::size_t>(batch), 1e-2), atol(rtol.size(), 0.0);
     std::vector<System> systems = poisoned<System>(batch);
     std::vector<std::int32_t> active(static_cast<std::size_t>(restart + 1), 0);
@@ -85,6 +105,7 @@ struct Case {
     p.inverse = inverse.data();
     p.g = g.data();
     p.estimates = estimates.data();
+    p.hessenberg = arnoldi ? hessenberg.data() : nullptr;
     p.rtol = rtol.data();
     p.atol = atol.data();
     p.systems = systems.data();
@@ -93,6 +114,14 @@ struct Case {
     p.scratch = scratch.data();
 
     std::int64_t calls = 0;
+    if (arnoldi) {
+      soae::cuda::begin(p, nullptr, nullptr);
+      for (std::int32_t j = 0; j < restart && active[static_cast<std::size_t>(j)] > 0; ++j) {
+        apply(direction, w, calls++);
+        soae::cuda::step(p, j, w.data(), nullptr);
+      }
+      return check_decomposition(systems, hessenberg);
+    }
     if (with_x0) apply(x, w, -1);
     soae::cuda::begin(p, with_x0 ? w.data() : nullptr, nullptr);
     while (active[0] > 0) {
@@ -141,13 +170,17 @@ int run_cases() {
       for (const bool twice : {false, true}) {
         const bool usual = n > 7;
         const Odd odd = !usual ? Odd::kZero : n == full ? Odd::kLowRank : Odd::kNanColumn;
-        const Case<T> c{2, n, std::min<std::int64_t>(n, 3), twice ? soae::kCgs2 : soae::kMgs, twice, !twice, odd};
-        soae::simt::set_schedule(twice ? "shuffled" : "reversed", 7);
-        const char* const wrong = c.run();
-        if (wrong == nullptr) continue;
-        std::printf("%s, variant %d, n = %lld, %s: %s\n", dtype, variant, static_cast<long long>(n),
-                    twice ? "cgs2" : "mgs", wrong);
-        ++failures;
+        const std::int64_t restart = std::min<std::int64_t>(n, 3);
+        for (const bool arnoldi : {false, true}) {
+          if (arnoldi && !twice) continue;
+          const Case<T> c{2, n, restart, twice ? soae::kCgs2 : soae::kMgs, twice, !twice, odd, arnoldi};
+          soae::simt::set_schedule(twice ? "shuffled" : "reversed", 7);
+          const char* const wrong = c.run();
+          if (wrong == nullptr) continue;
+          std::printf("%s, variant %d, n = %lld, %s%s: %s\n", dtype, variant, static_cast<long long>(n),
+                      twice ? "cgs2" : "mgs", arnoldi ? ", decomposition" : "", wrong);
+          ++failures;
+        }
       }
     }
   }
