@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
 
 from ._names import unknown_name
 
-if TYPE_CHECKING:
-    from .commands.attack import AttackOptions
-
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 _ABOUT = "Second-order adversarial attacks, built on a batched GMRES."
 
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """Print what was built, what hardware is seen, and what to do about each thing that is missing."""
-
-    output: Path | None = None
-    """Write the findings here, as JSON."""
+# Name -> what it does. A command is the module `commands/<name>.py` with the dataclass `Options`, whose fields are its
+# options and whose docstring is its help, and with `run(options, line)`, which gives the exit status; `line` is the
+# command line for the records. A module is imported when its command is run.
+COMMANDS = {
+    "attack": "Attack a digit classifier and print what is left of its accuracy.",
+    "evaluate": "Evaluate a classifier under several attacks, with curves, pictures and sanity checks.",
+    "doctor": "Print what was built, what hardware is seen, and what to do about what is missing.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,42 +45,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     from .commands.errors import CommandError
 
-    command = f"soae {words[0]}" if words and words[0] in ("attack", "doctor") else "soae"
+    if words[:1] in (["--help"], ["-h"]):
+        print(_help())
+        return 0
+    command = "soae"
     try:
-        options = _parse(words)
-        if isinstance(options, DoctorOptions):
-            from .doctor import main as doctor
-
-            return doctor(options.output)
-        from .commands.attack import run
-
-        return run(options)
+        if not words:
+            raise CommandError(f"name a command: {', '.join(COMMANDS)}; see soae --help")
+        if words[0] not in COMMANDS:
+            raise CommandError(unknown_name(words[0], tuple(COMMANDS)))
+        command = f"soae {words[0]}"
+        module = import_module(f".commands.{words[0]}", __package__)
+        status: int = module.run(_parse(module.Options, command, words[1:]), shlex.join(["soae", *words]))
+        return status
     except CommandError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        _complain(f"{command}: {error}")
         return 2
 
 
-def _parse(words: list[str]) -> AttackOptions | DoctorOptions:
-    """The options of the subcommand that `words` name; exits after printing help."""
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {about}" for name, about in COMMANDS.items()]
+    return "\n".join(
+        ["usage: soae COMMAND [OPTIONS]", "", _ABOUT, "", *lines, "", "soae COMMAND --help lists options."]
+    )
+
+
+def _complain(line: str) -> None:
+    """Print `line` on stderr, once where several processes run the command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        print(line, file=sys.stderr)
+        return
+    from .evaluation.shard import Shard
+
+    shard = Shard.from_environment()
+    if shard.leader:
+        print(line, file=sys.stderr, flush=True)
+    # The first process that ends makes torchrun end the others: none may do so before the line is out.
+    shard.gather(None)
+
+
+def _parse(kind: Any, command: str, words: list[str]) -> Any:
+    """The options in `words`; exits after printing help."""
     import tyro
 
-    from .commands.attack import AttackOptions
     from .commands.errors import CommandError
 
-    commands: Any = (
-        Annotated[AttackOptions, tyro.conf.subcommand("attack")]
-        | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
-    )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed: AttackOptions | DoctorOptions = tyro.cli(commands, prog="soae", description=_ABOUT, args=words)
-            return parsed
+            return tyro.cli(kind, prog=command, args=words)
     except SystemExit as error:
         if error.code in (None, 0):
             raise
-        chosen = AttackOptions if words[:1] == ["attack"] else DoctorOptions
-        names = ["--" + field.name.replace("_", "-") for field in fields(chosen)]
+        names = ["--" + field.name.replace("_", "-") for field in fields(kind)]
         raise CommandError(one_line(complaint.getvalue(), names)) from error
 
 
@@ -98,7 +116,7 @@ def one_line(box: str, options: Sequence[str] = ()) -> str:
     option = re.search(r"--[\w-]*\w", message)
     if option is None:
         unknown = re.match(r"Unrecognized options?: (\S+)", message)
-        return f"{unknown_name(unknown[1], ('attack', 'doctor'))}" if unknown else f"{message} See soae --help"
+        return f"{unknown[1]}: unknown word; see --help" if unknown else f"{message} See --help"
     if message.startswith("Unrecognized"):
         nearest = difflib.get_close_matches(option[0], options, n=1)
         return f"{option[0]}: unknown option; " + (f"did you mean {nearest[0]}?" if nearest else "see --help")

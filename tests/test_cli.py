@@ -109,12 +109,17 @@ def test_norm_steps_and_direction_reach_the_attacks(capfd, tmp_path):
     assert (soae["options"]["direction"], soae["options"]["normalize"]) == ("auto", "L2")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["attack", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["attack", "--help"], ["evaluate", "--help"], ["doctor", "--help"]])
 def test_help(capfd, words):
     status, out, err = call(capfd, *words)
     assert (status, err) == (0, "")
     options = ("--eps", "--norm", "--steps", "--attack", "--n ", "--device", "--seed", "--data", "--checkpoint")
-    expected = {"--help": ("attack", "doctor"), "attack": (*options, "--output", "--figure"), "doctor": ("--output",)}
+    expected = {
+        "--help": cli.COMMANDS,
+        "attack": (*options, "--output", "--figure"),
+        "evaluate": (*options[:2], *options[3:], "--output", "--curves", "--compare", "--referee", "--threads"),
+        "doctor": ("--output",),
+    }
     for word in expected[words[0]]:
         assert word in out
 
@@ -148,11 +153,15 @@ def assert_refused(capfd, words, expected):
         ("--zzz", "--zzz: unknown option; see --help"),
         ("--norm l2", "--norm: unknown name 'l2'; did you mean 'L2'?"),
         ("--direction ascend", "--direction: unknown name 'ascend'; did you mean 'ascent'?"),
-        ("--direction trust-region", "--direction: unknown name 'trust-region'"),
-        ("--attack PDG", "--attack: unknown name 'PDG'; did you mean 'PGD'? choose from FGSM, PGD, SOAE"),
-        ("--attack AutoAttack", "--attack: unknown name 'AutoAttack'"),
-        ("--attack FGSM-7", "--attack: FGSM makes one step"),
-        ("--attack PGD-0", "--attack: "),
+        ("--attack PDG", "--attack: unknown name 'PDG'; did you mean 'PGD'? choose from APGD, ASOD, FGSM, PGD, SOAE"),
+        ("--attack FGSM-7", "--attack: 'FGSM-7': steps: FGSM makes one step"),
+        ("--attack PGD-0", "--attack: 'PGD-0': steps: must be at least 1, got 0"),
+        ("--attack PGD-4:los=dlr", "--attack: 'PGD-4:los=dlr': unknown name 'los'; did you mean 'loss'?"),
+        ("--attack PGD:loss=dlp", "--attack: 'PGD:loss=dlp': loss: unknown name 'dlp'; did you mean 'dlr'?"),
+        ("--attack PGD PGD-20", "--attack: PGD-20 is named twice"),
+        ("--attack ASOD --norm L1", "--norm: unknown name 'L1'"),
+        ("--model resnet", "--model: unknown name 'resnet'; did you mean 'resnet18'?"),
+        ("--model resnet18", "--checkpoint: resnet18 has no trained parameters of its own"),
         ("--attack", "--attack: name at least one"),
         ("--steps 0", "--steps: must be at least 1"),
         ("--steps 1.5", "--steps: expected a whole number, got '1.5'"),
@@ -164,12 +173,12 @@ def assert_refused(capfd, words, expected):
         ("--device abacus", "--device: unknown device 'abacus'"),
         ("--device meta", "--device: 'meta' is not supported"),
         ("--checkpoint /no/such/file", "--checkpoint: no such file: /no/such/file"),
-        ("--data /no/such/folder", "--data: no such directory: /no/such/folder"),
+        ("--data /no/such/folder", "--data: no such file or directory: /no/such/folder"),
         ("--output /no/such/folder/run.json", "--output: no such directory: /no/such/folder"),
         ("--output /", "--output: / is a directory"),
         ("--figure /no/such/folder/grid.png", "--figure: no such directory"),
         ("--figure grid.xyz", "--figure: unknown picture format '.xyz'"),
-        ("7", ""),
+        ("7", "7: unknown word"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(capfd, words, expected):
