@@ -158,7 +158,7 @@ def edge_chart(statistics: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) ->
     right.set_xlabel("energy on strong edges\n(dashed: if spread evenly)", fontsize=9)
     left.set_yticks(range(len(statistics)), [str(each["name"]) for each in statistics])
     left.tick_params(axis="y", labelcolor=theme.text)
-    left.invert_yaxis()
+    left.set_ylim(len(statistics) - 0.5, -0.5)
     return figure
 
 
@@ -180,7 +180,7 @@ def feature_chart(statistics: Sequence[Mapping[str, Any]], theme: Theme = LIGHT)
     axes.set_xlim(left=0)
     axes.set_yticks(range(len(statistics)), [str(each["name"]) for each in statistics])
     axes.tick_params(axis="y", labelcolor=theme.text)
-    axes.invert_yaxis()
+    axes.set_ylim(len(statistics) - 0.5, -0.5)
     axes.set_xlabel("feature distortion |f(x') - f(x)| / |f(x)|")
     _legend(figure, axes, theme)
     return figure

@@ -142,7 +142,7 @@ def edges(document: Document, shown: Pictures) -> Markup | None:
             "Pearson",
             "Spearman",
             f"% of energy on {expected:.1f} % strongest edges",
-            "at the radius",
+            "changed pixels at the radius",
             "images",
         ],
         rows,
