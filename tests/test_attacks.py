@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from soae_ext.attacks import FGSM, PGD, SOAE
+from soae_ext.attacks import APGD, ASOD, FGSM, PGD, SOAE
 from soae_ext.attacks.geometry import project, random_start, round_down
 from soae_ext.attacks.losses import Objective
 from soae_ext.data import load_digits, shipped_file
@@ -118,7 +118,7 @@ def assert_inside(x, x_adv, eps, norm):
     assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
     for difference in (x_adv - x, x_adv.double() - x.double()):
         flat = difference.flatten(1)
-        length = flat.abs().amax(1) if norm == "Linf" else torch.linalg.vector_norm(flat, dim=1)
+        length = torch.linalg.vector_norm(flat, ord={"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
         assert float(length.max()) <= eps
 
 
@@ -167,6 +167,8 @@ def test_attacks_stay_inside_and_report_what_they_return(eps, norm, dtype, loss,
     for attack in (
         FGSM(eps, norm=norm, loss=loss, random_start=start),
         PGD(eps, norm=norm, loss=loss, random_start=start, steps=steps, restarts=2),
+        APGD(eps, norm=norm, loss=loss, random_start=start, steps=steps, targets=2),
+        ASOD(eps, norm=norm, loss=loss, random_start=start, steps=steps, samples=2),
         SOAE(eps, norm=norm, loss=loss, random_start=start, steps=steps, hvp="double-backward"),
     ):
         result = attack(model, x, y)
@@ -178,7 +180,7 @@ def test_attacks_stay_inside_and_report_what_they_return(eps, norm, dtype, loss,
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("attack", [FGSM, PGD, SOAE])
+@pytest.mark.parametrize("attack", [FGSM, PGD, APGD, ASOD, SOAE])
 def test_eps_zero_returns_the_images(attack, norm):
     model, x = small_net(), images(10, dtype=torch.float32)
     y = model(x).argmax(1)
@@ -188,16 +190,20 @@ def test_eps_zero_returns_the_images(attack, norm):
     assert (result.gradient_calls == 0).all()
 
 
-def test_a_tensor_of_radii_is_one_attack_per_radius():
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("attack", [PGD, APGD, ASOD])
+def test_a_tensor_of_radii_is_one_attack_per_radius(attack, norm):
+    if norm not in attack.norms:
+        pytest.skip("not a norm of this attack")
     model, x = small_net(), images(12, dtype=torch.float32)
     y = model(x).argmax(1)
     radii = torch.tensor([0.0, 0.02, 0.3]).repeat(4)
-    together = PGD(radii, steps=5, seed=3)(model, x, y)
+    together = attack(radii, norm=norm, steps=5, seed=3)(model, x, y)
     for radius in (0.0, 0.02, 0.3):
         rows = (radii == torch.tensor(radius)).nonzero()[:, 0]
-        alone = PGD(radii[rows], steps=5, seed=3)(model, x[rows], y[rows], index=rows)
+        alone = attack(radii[rows], norm=norm, steps=5, seed=3)(model, x[rows], y[rows], index=rows)
         torch.testing.assert_close(alone.x_adv, together.x_adv[rows])
-        assert_inside(x[rows], together.x_adv[rows], float(torch.tensor(radius)), "Linf")
+        assert_inside(x[rows], together.x_adv[rows], float(torch.tensor(radius)), norm)
 
 
 # --- random numbers ----------------------------------------------------------------------------------------------

@@ -112,7 +112,12 @@ def test_the_model_is_attacked_in_eval_mode_and_restored(attack):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     x, y = images(8, dtype=torch.float32), torch.arange(8) % 4
-    attack(model, x, y)
+    with pytest.warns(
+        UserWarning, match=r"^model: came in train mode, where its BatchNorm1d .*model\.eval\(\)"
+    ) as said:
+        attack(model, x, y)
+    assert len(said) == 1
+    assert said[0].filename == __file__
     assert seen
     assert not any(seen)
     assert [module.training for module in model.modules()] == modes
@@ -120,6 +125,30 @@ def test_the_model_is_attacked_in_eval_mode_and_restored(attack):
     assert all(p.grad is None for p in model.parameters())
     assert len(model[2]._forward_hooks) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_train_mode_is_mentioned_only_where_it_matters(recwarn):
+    model, x, y = small_net(), images(4, dtype=torch.float32), torch.zeros(4, dtype=torch.int64)
+    FGSM(0.1)(model.train(), x, y)
+    FGSM(0.1)(nn.Sequential(small_net(), nn.Dropout(0.5)).eval(), x, y)
+    batch_statistics = nn.Sequential(small_net(), nn.BatchNorm1d(4, track_running_stats=False))
+    FGSM(0.1)(batch_statistics.train(), x, y)
+    assert not recwarn.list
+    FGSM(0.1)(nn.Sequential(small_net(), nn.Dropout(0.5)).train(), x, y)
+    assert [str(w.message)[:50] for w in recwarn.list] == ["model: came in train mode, where its Dropout compu"]
+
+
+def test_a_model_without_a_gradient_is_attacked_without_an_error():
+    """A network that quantises: no gradient reaches the image."""
+
+    class Steps(nn.Module):
+        def forward(self, x):
+            bright = (x.flatten(1).round()).sum(1)
+            return torch.stack([bright * 0 + 10, bright], 1)
+
+    x, y = images(6, 0.3, 0.7, dtype=torch.float32), torch.zeros(6, dtype=torch.int64)
+    for attack in (FGSM(0.3), PGD(0.3, steps=3), SOAE(0.3, steps=2)):
+        assert attack(Steps(), x, y).x_adv.isfinite().all()
 
 
 def test_the_model_is_restored_after_an_error():
@@ -183,6 +212,9 @@ X, Y = torch.full((4, *SHAPE), 0.5), torch.zeros(4, dtype=torch.int64)
         ({"restarts": 0}, ValueError, "^restarts: "),
         ({"seed": -1}, ValueError, "^seed: "),
         ({"batch_size": 0}, ValueError, "^batch_size: "),
+        ({"batch_size": "automatic"}, ValueError, "^batch_size: .*did you mean 'auto'"),
+        ({"norm": "L0"}, ValueError, "^norm: .*choose from Linf, L2, L1"),
+        ({"step": 3}, TypeError, "unexpected keyword argument 'step'"),
     ],
 )
 def test_bad_options_are_refused_when_the_attack_is_made(options, error, message):
@@ -242,8 +274,12 @@ def test_bad_sample_numbers_are_refused(index):
 def test_bad_models_are_refused():
     with pytest.raises(ValueError, match=r"^model: must map"):
         PGD(0.1)(nn.Identity(), X, Y)
-    with pytest.raises(ValueError, match=r"^model: .*not finite"):
+    with pytest.raises(ValueError, match=r"^model: .*not finite, though its parameters are"):
         PGD(0.1)(nn.Sequential(small_net(), Scale(float("nan"))), X, Y)
+    broken = small_net()
+    broken[3].weight.data[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"^model: .*its parameter '3\.weight' is not finite; check its weights"):
+        PGD(0.1)(broken, X, Y)
     with pytest.raises(ValueError, match=r"^loss: 'dlr' needs at least 3 classes"):
         PGD(0.1, loss="dlr")(linear(2, torch.float32), X, Y)
     with pytest.raises(ValueError, match=r"^loss: targeted 'dlr' needs at least 4 classes"):

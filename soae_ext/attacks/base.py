@@ -85,7 +85,8 @@ class Attack(ABC):
             attacked for all steps and its loss raised further.
 
     Under `torch.autocast` the network alone runs in the lower precision: `x_adv` keeps the dtype of `x`, losses are
-    compared and steps taken in single precision at least.
+    compared and steps taken in single precision at least. The signs of small gradients are rounding errors there, which
+    weakens sign steps: to judge a network, attack it in the precision that it is used in, and in single precision.
 
     Raises:
         ValueError, TypeError: an option is out of range; the message names it and the remedy.
