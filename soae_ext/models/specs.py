@@ -58,7 +58,7 @@ def load_model(spec: str, checkpoint: str | os.PathLike[str] | None = None, *, c
             fill(Path(checkpoint), spec, model, read(Path(checkpoint))[0])
         return _ready(spec, model)
     if classes is not None:
-        options = _merged(spec, {"classes": classes}, options, "classes")
+        options = _merged(spec, options, {"classes": classes}, "the name")
     if checkpoint is not None:
         return _ready(spec, _from_file(spec, "small-cnn" if name == "digits" else name, options, Path(checkpoint)))
     if name == "digits":
@@ -140,9 +140,9 @@ def _option(spec: str, text: str, family: Family | None) -> tuple[str, Any]:
     if not equals and key in ACTIVATIONS:
         key, value = "activation", key
     elif not equals:
-        raise ValueError(
-            f"{spec}: unknown option '{text}'; write NAME=VALUE with a name of {', '.join(family.options)}"
-        )
+        choices = [f"{option}=..." for option in family.options]
+        choices += ACTIVATIONS if "activation" in family.options else []
+        raise ValueError(f"{spec}: unknown option '{text}'; choose from {', '.join(choices)}")
     if key not in family.options:
         raise ValueError(f"{spec}: {unknown_name(key, family.options)}")
     if key in ("width", "classes"):
