@@ -53,6 +53,8 @@ def collect(
             images.append(_sized(_pixels(_decoded(library, row[image])), size))
         except (ArithmeticError, TypeError, ValueError) as error:
             raise ValueError(f"{_place(number, row[image])}: {error}") from error
+    if not images:
+        raise ValueError("there are no images in it")
     if n is not None and len(images) < n:
         raise ValueError(f"n must be between 1 and {len(images)}, the number of images in it; got {n}")
     return _stack(images), torch.tensor(labels, dtype=torch.int64), names
@@ -145,8 +147,6 @@ def _sized(raw: _Raw, size: int | None) -> _Raw:
 
 def _stack(images: list[_Raw]) -> Tensor:
     """One tensor of all images; grey ones among coloured ones become coloured."""
-    if not images:
-        raise ValueError("there are no images in it")
     if {len(image) for image in images} == {1, 3}:
         images = [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in images]
     shapes = {image.shape for image in images}
