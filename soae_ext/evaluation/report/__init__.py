@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from ...data import ImageData
 from ...plots import (
     accuracy_chart,
     curve_chart,
@@ -19,43 +15,11 @@ from ...plots import (
     image_grid,
     save,
 )
-from ..measure import Measurement
 from ..series import Curve
 from .page import write_html
 from .pictures import Pictures, collect_pictures
 
-__all__ = ["Pictures", "collect_pictures", "save_figures", "write_html", "write_report"]
-
-
-def write_report(
-    document: Mapping[str, Any],
-    measurements: Sequence[Measurement],
-    data: ImageData,
-    model: nn.Module,
-    path: Path,
-    *,
-    device: torch.device | str = "cpu",
-) -> Pictures:
-    """Choose the images to show and write the HTML report.
-
-    Args:
-        document: as `soae evaluate` writes it as JSON.
-        measurements: of the attacks, with their images.
-        data: the images that were attacked.
-        model: the network as it was attacked, on `device`.
-        path: the file to write or replace.
-        device: where the model is.
-
-    Returns:
-        The pictures, for :func:`save_figures`.
-
-    Raises:
-        OSError: `path` cannot be written.
-    """
-    layer = (document.get("features") or {}).get("layer")
-    pictures = collect_pictures(model, data, measurements, device=device, layer=layer)
-    write_html(document, pictures, path)
-    return pictures
+__all__ = ["Pictures", "collect_pictures", "save_figures", "write_html"]
 
 
 def save_figures(document: Mapping[str, Any], pictures: Pictures, directory: Path) -> list[Path]:

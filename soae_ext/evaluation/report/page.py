@@ -97,5 +97,6 @@ def _title(document: Document) -> tuple[str, str]:
         f"{config.get('norm', 'Linf')} eps = {config['eps']:.4g}" if isinstance(config.get("eps"), float) else None,
         f"seed {config['seed']}" if "seed" in config else None,
         f"{len(document['attacks'])} attacks",
+        str(document["date"]).replace("T", " ").replace("+00:00", " UTC") if "date" in document else None,
     ]
     return title, " · ".join(fact for fact in facts if fact)

@@ -74,11 +74,13 @@ def _banner(document: Document) -> Markup:
     if not failed:
         return element("div", element("p", f"Sanity checks: no failure ({told})."), class_="banner good")
     lines = (
-        element("li", element("strong", check["name"]), f": {check['value']}, limit {check['limit']}. {check['text']}")
+        element(
+            "li", element("strong", check["name"]), f": {check['value']} (limit: {check['limit']}). {check['text']}"
+        )
         for check in failed
     )
-    head = element("p", element("strong", "Sanity checks failed: do not trust the numbers below yet"), f" ({told}).")
-    return element("div", head, element("ul", *lines), class_="banner bad", role="alert")
+    head = element("p", element("strong", "Sanity checks failed: read these before the numbers"), f" ({told}).")
+    return element("div", head, element("ul", *lines), class_="banner bad")
 
 
 def _order(checks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -104,22 +106,27 @@ def _bar(name: str, value: Mapping[str, Any], kind: str) -> Markup:
 
 
 def sanity(document: Document) -> Markup | None:
-    """All checks, failures first."""
+    """All checks: the failures, and the others folded away."""
     checks = document.get("sanity")
     if not checks:
         return None
     order = _order(checks)
     ranked = sorted(checks, key=lambda check: order.index(check["verdict"]))
+    failed = [check for check in ranked if check["verdict"] == "fail"]
+    others = ranked[len(failed) :]
+    parts = [_checks("Checks of the evaluation itself that failed", failed)] if failed else []
+    if others:
+        body = _checks("Checks of the evaluation itself", others)
+        parts.append(element("details", element("summary", f"{len(others)} checks without failure"), body))
+    return join(parts)
+
+
+def _checks(caption: str, checks: Sequence[Mapping[str, Any]]) -> Markup:
     rows = [
         [check["name"], _verdict(check["verdict"]), str(check["value"]), str(check["limit"]), check["text"]]
-        for check in ranked
+        for check in checks
     ]
-    return table(
-        "Checks of the evaluation itself",
-        ["check", "verdict", "value", "limit", "meaning"],
-        rows,
-        text_columns=(1, 2, 3, 4),
-    )
+    return table(caption, ["check", "verdict", "value", "limit", "meaning"], rows, text_columns=(1, 2, 3, 4))
 
 
 def _verdict(verdict: str) -> Markup:

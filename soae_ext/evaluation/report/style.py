@@ -106,7 +106,8 @@ td.text, th.text { text-align: left; } td.text { white-space: normal; }
 th:first-child { text-align: left; padding-left: .1rem; }
 tbody th, tfoot th { font-weight: 550; white-space: nowrap; }
 .prose tbody th { white-space: normal; min-width: 9rem; }
-.prose td.text { min-width: 5rem; } .prose td.text:last-child { min-width: 18rem; }
+.prose td.text { min-width: 11rem; } .prose td.text:nth-child(2) { min-width: 4rem; }
+.prose td.text:last-child { min-width: 18rem; }
 thead th { color: var(--muted); font-weight: 550; vertical-align: bottom; }
 tfoot th, tfoot td { border-bottom: 0; border-top: 2px solid var(--text); font-weight: 650; }
 dl.facts {
