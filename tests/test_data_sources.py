@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -179,9 +180,17 @@ def test_pictures_of_many_kinds(tmp_path: Path) -> None:
 
 def test_pictures_of_many_sizes(tmp_path: Path) -> None:
     root = pictures(tmp_path, {"a/0.png": COLOUR[0], "a/1.png": COLOUR[1][:5]})
-    with pytest.raises(ValueError, match=r"differ in shape: \[\(3, 5, 9\), \(3, 8, 9\)\]; .*give size"):
+    with pytest.raises(ValueError, match=r"differ in shape: \[\(3, 5, 9\), \(3, 8, 9\)\]; .*@224 after"):
         load_data(str(root))
-    assert load_data(str(root), size=4).images.shape == (2, 3, 4, 4)
+    data = load_data(str(root), size=4)
+    assert data.images.shape == (2, 3, 4, 4)
+    assert torch.equal(load_data(f"{root}@4").images, data.images)
+    assert load_data(f"{root}@4").name == f"{root} (test) at 4 x 4"
+    for spec, size in ((f"{root}@4", 4), (f"{root}@0", None)):
+        with pytest.raises(ValueError, match="give one size"):
+            load_data(spec, size=size)
+    pictures(tmp_path / "other@4", {"a/0.png": COLOUR[0]})
+    assert load_data(str(tmp_path / "other@4")).images.shape == (1, 3, 8, 9)
     with pytest.raises(ValueError, match="size must be at least 1"):
         load_data(str(root), size=0)
 
@@ -262,6 +271,7 @@ def test_datasets_of_the_hub(monkeypatch, streaming: bool) -> None:
 )
 def test_a_hub_that_cannot_be_read_is_one_line(monkeypatch, capfd, error, kind, complaint) -> None:
     def load_dataset(*names: str, **options: object):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1 s")
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -152,7 +152,8 @@ def _stack(images: list[_Raw]) -> Tensor:
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(
-            f"the images differ in shape: {sorted(shapes)[:3]}; resize them to one shape (load_data: give size)"
+            f"the images differ in shape: {sorted(shapes)[:3]}; resize them to one shape, "
+            "for instance by writing @224 after the name of the data"
         )
     stacked = np.empty((len(images), *shapes.pop()), np.float32)
     for number, image in enumerate(images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ def load_data(spec: str, split: str = "test", n: int | None = None, *, size: int
     | a file `*.parquet`, or a directory of them | `{split}-*.parquet`, `{split}.parquet` or `{split}/*.parquet` |
     | a directory written by `save_to_disk` | a dataset of the `datasets` library |
     | a directory with one folder per class | PNG, JPEG and other pictures, taken from the classes in turns |
+    | any of these with `@SIZE` at its end | as with the argument `size`: `photos@224` |
 
     The columns of a dataset are `image` or `img` and `label`, `labels` or `fine_label`. 8-bit pixels are divided by
     255, 16-bit pixels by 65535; floating-point pixels are taken as they are. The order is always the same, and of a
@@ -53,6 +55,22 @@ def load_data(spec: str, split: str = "test", n: int | None = None, *, size: int
     for argument, value in (("n", n), ("size", size)):
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    spec, size = _with_size(spec, size)
+    data = _load(spec, split, n, size)
+    return data if size is None else replace(data, name=f"{data.name} at {size} x {size}")
+
+
+def _with_size(spec: str, size: int | None) -> tuple[str, int | None]:
+    """`photos@224` as `("photos", 224)`, unless something of that very name exists."""
+    found = re.fullmatch(r"(.+)@(\d{1,5})", spec)
+    if found is None or Path(spec).exists():
+        return spec, size
+    if size is not None or int(found[2]) < 1:
+        raise ValueError(f"{spec}: give one size of at least 1")
+    return found[1], int(found[2])
+
+
+def _load(spec: str, split: str, n: int | None, size: int | None) -> ImageData:
     name, colon, rest = spec.partition(":")
     if name == "hub" and colon:
         return _read(f"{spec} ({split})", lambda library: hub_rows(library, rest, split), n, size)
@@ -93,7 +111,7 @@ def _load_named(name: str, folder: Path | None, split: str, n: int | None, size:
     if folder is None:
         if _NAMED[name] is None:
             raise FileNotFoundError(f"where is {name}? give {name}:DIR, or set {_DATA_DIR}")
-        return load_data(f"hub:{_NAMED[name]}", split, n, size=size)
+        return _load(f"hub:{_NAMED[name]}", split, n, size)
     if (folder / name).is_dir():
         folder = folder / name
     data = _load_path(folder, split, n, size)

@@ -23,7 +23,7 @@ def is_import_path(text: str) -> bool:
 def import_model(path: str) -> nn.Module:
     """The network that `pkg.module:factory` gives: `factory()`, or `factory` itself if it is a network.
 
-    The working directory comes first on the module search path, as it does for `python -m`, and stays there: a network
+    The working directory is put first on the module search path if it is not on it, and stays there: a network
     may import more when it runs.
 
     Raises:
