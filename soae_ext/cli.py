@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Bad input, also what the argument parser finds, is one line on stderr and status 2; Ctrl-C is status 130.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # torchrun takes options such as --n for its own unless "--" stands before the command, and passes the "--" on.
+    words = words[1:] if words[:1] == ["--"] else words
     try:
         return _run(words)
     except KeyboardInterrupt:

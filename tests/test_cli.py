@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,30 +17,7 @@ from safetensors.torch import save_file
 from soae_ext import cli
 from soae_ext.data import shipped_file
 from soae_ext.plots import image_grid, pick
-
-ROOT = Path(__file__).parent.parent
-
-
-def refuse(number):
-    raise ValueError(f"{number} is not JSON")
-
-
-def call(capfd, *words):
-    """Exit status, stdout and stderr of one command, run in this process."""
-    try:
-        status = cli.main(list(words))
-    except SystemExit as error:
-        status = error.code or 0
-    captured = capfd.readouterr()
-    return status, captured.out, captured.err
-
-
-def process(*words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "soae_ext.cli", *words]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+from tests.cli_harness import assert_refused, call, process, refuse
 
 
 def test_a_run_prints_a_table_and_writes_a_report_and_a_figure(tmp_path):
@@ -132,14 +107,6 @@ def test_doctor_is_run(capfd, tmp_path):
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
-
-
-def assert_refused(capfd, words, expected):
-    status, out, err = call(capfd, *words)
-    assert (status, out) == (2, "")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1, err
-    assert err.startswith(expected), err
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def choose_curves(
         raise CommandError(f"--curves: {' and '.join(words)} exclude each other")
     keys = tuple(word for word in words if word in CURVE_KEYS)
     if keys:
-        with blaming("--curves"):
+        with blaming():
             check_curves(keys, attacks)
     elif presets != ["none"] and words:
         keys = tuple(key for key in CURVE_KEYS if _allowed(key, attacks))

@@ -51,7 +51,7 @@ class Options:
     the package ships, in a few minutes. With --output FILE.json, FILE.md and FILE.html (pictures, one file, readable
     without a network) are written beside it; until they are, the results of every batch are kept in FILE.json.parts,
     and an interrupted run continues when the same command is run again. The folder is removed at the end.
-    `torchrun --nproc-per-node=2 -m soae_ext.cli evaluate ...` shares the batches between processes.
+    `torchrun --nproc-per-node=2 -m soae_ext.cli -- evaluate ...` shares the batches between processes.
     Exit status: 0 done, 2 bad input, 130 interrupted.
     """
 
@@ -118,6 +118,10 @@ def run(options: Options, line: str) -> int:
             return _run(options, line, shard)
     except FailedElsewhere as error:
         raise CommandError(str(error)) from error
+    except KeyboardInterrupt:
+        if options.output is not None and shard.leader:
+            print("soae evaluate: interrupted; the same command continues where it was", file=sys.stderr)
+        raise
 
 
 def _run(options: Options, line: str, shard: Shard) -> int:
@@ -253,7 +257,7 @@ def _label(options: Options) -> str:
 def _notes(options: Options, runner: Runner) -> list[str]:
     notes = []
     modal = uses_eval_mode(runner.network)
-    if ":" in options.model and "." in options.model and modal:
+    if modal and not type(runner.network).__module__.startswith("soae_ext."):
         notes.append(
             f"The network has modules of the types {', '.join(modal)}. It was evaluated in eval mode, whatever mode "
             f"{options.model} left it in."

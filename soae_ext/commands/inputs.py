@@ -17,7 +17,7 @@ from ..attacks.checks import check_count
 from ..attacks.names import number, parse_attack
 from ..data import ImageData, load_data
 from ..models import check_model, load_model, needs_checkpoint
-from .errors import CommandError, blaming
+from .errors import CommandError, blaming, reason
 
 __all__ = [
     "Number",
@@ -124,11 +124,15 @@ def read_data(spec: str, split: str, n: int | None) -> ImageData:
     if n is not None:
         with blaming():
             check_count("n", n, 1)
-    with blaming("--data"):
-        # The shipped images are all in memory anyway; what is too large an n for them is no fault of the data.
-        data = load_data(spec, split, None if spec == "digits" else n)
-    with blaming("--n"):
-        return data.first(n)
+    try:
+        with blaming("--data"):
+            return load_data(spec, split, n)
+    except CommandError as error:
+        # That there are fewer images is found where they are read.
+        _, found, text = str(error).rpartition("must be between 1 and")
+        if not found:
+            raise
+        raise CommandError(f"--n: must be between 1 and{text}") from error
 
 
 def fit(model: nn.Module, data: ImageData, *, option: str = "--data") -> int:
@@ -158,8 +162,8 @@ def attacking() -> Iterator[None]:
             raise
         raise CommandError("--batch-size: these batches do not fit into memory; lower it") from error
     except OSError as error:
-        raise CommandError(f"--output: cannot write {error.filename or 'results'}: {error.strerror}") from error
+        raise CommandError(f"--output: {reason(error)}") from error
     except (TypeError, ValueError) as error:
-        argument, _, reason = " ".join(str(error).split()).partition(": ")
+        argument, _, text = reason(error).partition(": ")
         option = {"x": "--data", "y": "--data"}.get(argument, "--" + argument.replace("_", "-"))
-        raise CommandError(f"{option}: {reason}") from error
+        raise CommandError(f"{option}: {text}") from error
