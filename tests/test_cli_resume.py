@@ -130,7 +130,6 @@ def test_two_processes_continue_what_one_began(expected, tmp_path):
     [
         ("full:1", (), "soae evaluate: --output: No space left on device"),
         ("full:0", (), "soae evaluate: --output: No space left on device"),
-        ("bug:1", (), "soae evaluate: a bug"),
         ("", ("--eps", "-1"), "soae evaluate: --eps: must be finite and not negative, got -1.0"),
         ("", ("--eps", "big"), "soae evaluate: --eps: expected a number, got 'big'"),
     ],
@@ -141,6 +140,13 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path, fault, words, 
     assert out == ""
     lines = [text for text in err.replace("\r", "\n").splitlines() if text.startswith("soae evaluate")]
     assert lines == [line], err
-    if fault != "bug:1":
-        assert "exitcode  : 2" in err
+    assert "exitcode  : 2" in err
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_bug_in_one_process_ends_all(tmp_path):
+    status, out, err = run(tmp_path, *WORDS, fault="bug:1", program=TORCHRUN)
+    assert (status, out) == (1, "")
+    assert "RuntimeError: a bug" in err
     assert not (tmp_path / "run.json").exists()

@@ -104,7 +104,7 @@ class Runner:
         Raises:
             ValueError, TypeError: as the attack does.
             OSError: a result cannot be written.
-            FailedElsewhere: another process failed.
+            FailedElsewhere: another process failed outside of this job. What fails in it is raised in all processes.
         """
 
         def measure(part: slice) -> Batch:
@@ -144,27 +144,34 @@ class Runner:
             self.progress.start(name, len(data))
         key = self._key(what, data) if self.store else ""
         parts = [slice(start, start + self.batch_size) for start in range(0, len(data), self.batch_size)]
-        own: dict[int, Batch] = {}
-        for number in self.shard.mine(len(parts)):
-            found = self.store.load(job, number, key) if self.store else None
-            if found is None:
-                found = measure(parts[number])
-                if self.store:
-                    self.store.save(job, number, key, found)
-            own[number] = found
+
+        def work() -> dict[int, Batch]:
+            own: dict[int, Batch] = {}
+            for number in self.shard.mine(len(parts)):
+                found = self.store.load(job, number, key) if self.store else None
+                if found is None:
+                    found = measure(parts[number])
+                    if self.store:
+                        self.store.save(job, number, key, found)
+                own[number] = found
+                advance(number)
+            return own
+
+        def advance(number: int) -> None:
             if self.progress:
                 self.progress.advance(len(data.labels[parts[number]]))
+
         everything: dict[int, Batch] = {}
-        for batches in self.shard.gather(own):
+        for rank, batches in enumerate(self.shard.agree(work)):
             everything.update(batches)
-        if self.progress:
-            self.progress.advance(len(data) - sum(len(data.labels[parts[number]]) for number in own))
+            for number in batches if rank != self.shard.rank else ():
+                advance(number)
         return [everything[number] for number in range(len(parts))]
 
     def _key(self, what: object, data: ImageData) -> str:
         software = (soae_ext.__version__, str(torch.__version__), metrics_version())
         run = (software, self.batch_size, self.precision, self.device.type)
-        return digest(self.fingerprint, what, run, data.images, data.labels)
+        return digest(self.fingerprint, what, run, data.fingerprint)
 
     def _attack(self, attack: Attack, data: ImageData, part: slice, keep: bool) -> Batch:
         images = data.images[part]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -67,14 +68,29 @@ class Shard:
         Raises:
             FailedElsewhere: another process left the block of :meth:`together` with an exception instead.
         """
+        return self.agree(lambda: value)
+
+    def agree(self, work: Callable[[], T]) -> list[T]:
+        """What `work()` gives in all processes, in the order of their ranks; every process must call it.
+
+        If it fails in some, the failure of the first of them is raised in all: none goes on alone.
+
+        Raises:
+            FailedElsewhere: as :meth:`gather` does.
+        """
         if self.world == 1:
-            return [value]
-        messages: list[tuple[str | None, T | None]] = [(None, None)] * self.world
-        dist.all_gather_object(messages, (None, value))
-        for failure, _ in messages:
-            if failure is not None:
-                raise FailedElsewhere(failure)
-        return [part for _, part in messages]  # type: ignore[misc]
+            return [work()]
+        failure: Exception | None = None
+        value: T | None = None
+        try:
+            value = work()
+        except Exception as error:
+            failure = _portable(error)
+        messages = self._exchange((failure, value))
+        for found, _ in messages:
+            if found is not None:
+                raise found from failure
+        return [part for _, part in messages]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -87,10 +103,21 @@ class Shard:
         except FailedElsewhere:
             raise
         except Exception as error:
-            self._announce(str(error) or type(error).__name__)
+            if self.world > 1:
+                self._exchange((FailedElsewhere(str(error) or type(error).__name__), None))
             raise
         self.gather(None)
 
-    def _announce(self, failure: str) -> None:
-        if self.world > 1:
-            dist.all_gather_object([None] * self.world, (failure, None))
+    def _exchange(self, message: tuple[Exception | None, T | None]) -> list[tuple[Exception | None, T]]:
+        messages: list[Any] = [None] * self.world
+        dist.all_gather_object(messages, message)
+        return messages
+
+
+def _portable(error: Exception) -> Exception:
+    """`error`, or one like it that can be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class of the user's raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
