@@ -65,8 +65,8 @@ class Arnoldi:
 
         Returns:
             x, shape and dtype of v. Where the projected system is singular to working precision it is the shortest
-            solution of its least-squares problem: singular values of at most 16·eps·max(max_j ‖A v_j‖, |shift|) count
-            as zero, eps of v's dtype, so that ‖x‖ ≤ ‖v‖/(16·eps·max(…)). Zero where v is zero or not finite.
+            solution of its least-squares problem: singular values of at most 16·eps·max_j ‖A v_j‖ count as zero, eps of
+            v's dtype, so that ‖x‖ ≤ ‖v‖/(16·eps·max_j ‖A v_j‖). Zero where v is zero or not finite.
 
         Raises:
             TypeError, ValueError: shift is no float or `(B,)` tensor, or not finite.

@@ -131,6 +131,16 @@ def test_zero_operator_and_an_inconsistent_low_rank_one(backend, device, dtype):
         assert float(x[i].norm()) <= 100 * float(v[i].norm())
 
 
+def test_shifts_far_beyond_the_operator():
+    v = vectors(3, 6, seed=15)
+    A = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).double()) * 1e-200
+    shifts = torch.tensor([1e200, -1e250, 0.0], dtype=torch.float64)
+    x = arnoldi(A, v, steps=3, backend="reference").solve(shifts)
+    torch.testing.assert_close(x[:2], v[:2] / -shifts[:2, None], rtol=1e-14, atol=0)
+    assert bool(x[2].isfinite().all())
+    assert float(x[2].norm()) > 1e199
+
+
 def test_systems_of_a_batch_do_not_know_each_other(backend, device, dtype):
     """Different dims, shifts and scales side by side give what each gives alone."""
     A = symmetric(4, 12, 12, dtype)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from soae_ext._krylov.projected import _boundary
 from soae_ext.krylov import Arnoldi, arnoldi
 from tests.krylov_problems import dense_trust_region, model_value, numpy64, symmetric, with_spectrum
 from tests.problems import times, vectors
@@ -174,6 +175,15 @@ def test_the_hard_case_reaches_the_boundary(top):
     torch.testing.assert_close(short, torch.tensor([0.5 * inner, 0, 0], dtype=torch.float64), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("c_top", [1e-280, -1e-300, 5e-324])
+def test_a_component_with_few_digits_is_the_hard_case(c_top):
+    """Some eigensolvers return such first components. Dividing by a t of that size would leave the others wrong."""
+    c = torch.tensor([[0.25, c_top]], dtype=torch.float64)
+    z = _boundary(c, torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0]
+    assert float(z[0]) == pytest.approx(0.25, rel=1e-14)
+    assert abs(float(z[1])) == pytest.approx(15**0.5 / 4, rel=1e-14)
+
+
 def test_the_hard_case_of_a_negative_semidefinite_one_stays_inside():
     H = torch.diag(torch.tensor([-2.0, 0.0, -1.0], dtype=torch.float64))
     delta = decomposition_of(H, 1.0).trust_region(10.0)[0]
@@ -235,21 +245,37 @@ def test_mixed_batch(backend, device, dtype):
     assert float(delta[0].norm()) == pytest.approx(0.7, rel=10 * eps)
 
 
-@pytest.mark.parametrize(
-    ("log_a", "log_v", "log_radius"), [(-150, 150, 0), (150, -150, 0), (0, -150, 150), (0, 150, -150)]
-)
+def test_no_step_is_longer_than_the_radius(backend, device):
+    """Up to the rounding of the result: the basis alone is orthonormal to a few times that."""
+    A, v = symmetric(64, 100, 11, torch.float32), vectors(64, 100, seed=12, dtype=torch.float32)
+    radius = torch.linspace(0.5, 2.0, 64, dtype=torch.float64)
+    delta = arnoldi(A.to(device), v.to(device), steps=20, backend=backend).trust_region(radius)
+    excess = delta.double().norm(dim=1).cpu() / radius - 1
+    assert float(excess.max()) <= 0.25 * torch.finfo(torch.float32).eps
+
+
+RATIOS = [(-150, 150, 0), (150, -150, 0), (0, -150, 150), (0, 150, -150), (-300, 300, 0), (300, -300, 0)]
+
+
+@pytest.mark.parametrize(("log_a", "log_v", "log_radius"), RATIOS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_extreme_ratios(log_a, log_v, log_radius, sign):
-    """Where one term is nothing beside the other the answer is that of the larger term, and nothing overflows."""
+    """Where one term is nothing beside the other the answer is that of the larger term, and nothing overflows; the
+    second system has one dimension and two of padding."""
     values = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64) * sign
     A = torch.diag(values) * 10.0**log_a
-    v = torch.ones(1, 3, dtype=torch.float64) * 10.0**log_v
-    delta = whole(A[None], v, "reference").trust_region(10.0**log_radius)[0] / 10.0**log_radius
+    v = torch.tensor([[1.0, 1.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64) * 10.0**log_v
+    a = whole(A.expand(2, 3, 3), v, "reference")
+    assert a.dims.tolist() == [3, 1]
+    delta = a.trust_region(10.0**log_radius)
     dominated = log_a + log_radius > log_v
     if sign < 0 and dominated:  # the maximum of the whole space, far inside
-        expected = -v[0] / A.diagonal()
-        torch.testing.assert_close(delta * 10.0**log_radius, expected, rtol=1e-13, atol=0)
-    elif dominated:
-        torch.testing.assert_close(delta.abs(), torch.tensor([0, 0, 1.0]).double(), rtol=1e-13, atol=1e-13)
+        expected = -v / 10.0 ** (log_a / 2) / values / 10.0 ** (log_a / 2)
+        torch.testing.assert_close(delta, expected, rtol=1e-13, atol=0)
+        return
+    delta = delta / 10.0**log_radius
+    torch.testing.assert_close(delta[1], torch.tensor([0.0, -1.0, 0.0]).double(), rtol=1e-13, atol=0)
+    if dominated:
+        torch.testing.assert_close(delta[0].abs(), torch.tensor([0, 0, 1.0]).double(), rtol=1e-13, atol=1e-13)
     else:
-        torch.testing.assert_close(delta, torch.full_like(delta, 3**-0.5), rtol=1e-13, atol=0)
+        torch.testing.assert_close(delta[0], torch.full((3,), 3**-0.5, dtype=torch.float64), rtol=1e-13, atol=0)

@@ -34,8 +34,8 @@ def _existing(dims: Tensor, m: int) -> Tensor:
 def least_squares(hessenberg: Tensor, dims: Tensor, shift: Tensor, eps: float) -> Coefficients:
     """argmin ‖e_1 − (H − shift·I) y‖ by singular values, the shortest such y.
 
-    Singular values of at most 16·eps·max(max_j ‖H e_j‖, |shift|) count as zero: what A and the basis carry of rounding
-    errors cannot be told from them. So ‖y‖ ≤ 1/(16·eps·max(…)), and H = 0 gives y = 0.
+    Singular values of at most 16·eps·max_j ‖H e_j‖ count as zero: what A and the basis carry of rounding errors cannot
+    be told from them. So ‖y‖ ≤ 1/(16·eps·max_j ‖H e_j‖), and H − shift·I = 0 gives y = 0.
 
     Args:
         hessenberg: `(B, m+1, m)` float64, zero beyond dims.
@@ -47,7 +47,7 @@ def least_squares(hessenberg: Tensor, dims: Tensor, shift: Tensor, eps: float) -
     largest = torch.maximum(hessenberg.abs().amax((1, 2)), shift.abs())
     _, power = split_power(largest)
     h, shift = times_power(hessenberg, -power), times_power(shift, -power)
-    size = torch.maximum(torch.linalg.vector_norm(h, dim=1).amax(1), shift.abs())
+    size = torch.linalg.vector_norm(h, dim=1).amax(1)
     h.diagonal(dim1=1, dim2=2).sub_(shift[:, None] * _existing(dims, m))
 
     left, singular, right = torch.linalg.svd(h, full_matrices=False)
@@ -114,7 +114,7 @@ def trust_region(hessenberg: Tensor, dims: Tensor, beta: Tensor, scale: Tensor, 
     common = torch.maximum(t_power, beta_power)
     k_factor = times_power(radius, (t_power - common).clamp(min=-_RATIO))[:, None]
     alpha = times_power(beta, (beta_power - common).clamp(min=-_RATIO))[:, None]
-    z = _boundary(spectrum.first * alpha, spectrum.gaps * k_factor, spectrum.top * k_factor[:, 0])
+    z = _boundary(spectrum.first * alpha, spectrum.gaps * k_factor)
 
     y = newton.where(interior[:, None], z * radius[:, None])
     y = (y[:, None] @ spectrum.vectors.mT)[:, 0]
@@ -127,8 +127,8 @@ def _divide(c: Tensor, by: Tensor) -> Tensor:
     return (c / by).masked_fill(c == 0, 0.0)
 
 
-def _boundary(c: Tensor, gaps: Tensor, top: Tensor) -> Tensor:
-    """z of length 1 with z_i = c_i / (t + gap_i) for a t ≥ max(0, −top), or with a top component of its own at t = 0.
+def _boundary(c: Tensor, gaps: Tensor) -> Tensor:
+    """z of length 1 with z_i = c_i / (t + gap_i) for a t ≥ 0, or with a top component of its own at t = 0.
 
     1/‖z‖ is concave in t, so Newton's method for it never passes the root from below, and lands below it from above
     (Conn, Gould & Toint, Trust-Region Methods, 2000, section 7.3). Near the hard case it would creep; there all but the
@@ -136,7 +136,7 @@ def _boundary(c: Tensor, gaps: Tensor, top: Tensor) -> Tensor:
     """
     c = c.masked_fill(c.abs() < _SUBNORMAL, 0.0)
     last = c[:, -1].abs()
-    t = torch.maximum((c.abs() - gaps).amax(1), (-top).clamp(min=0.0))  # every single |z_i| <= 1
+    t = (c.abs() - gaps).amax(1)  # below the root: some |z_i| is 1, and none is larger
     for _ in range(_SWEEPS):
         below, others = _newton(c, gaps, t)
         jump = last / (1 - others).sqrt()
