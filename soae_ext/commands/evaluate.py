@@ -24,6 +24,7 @@ from ..data import ImageData
 from ..evaluation import FailedElsewhere, Precision, Progress, Runner, Shard, Store, table
 from ..evaluation.quality import metrics_version
 from ..evaluation.study import Study, make_study
+from ..models.base import family_of
 from .curves import choose_curves
 from .errors import CommandError, blaming
 from .inputs import (
@@ -257,7 +258,8 @@ def _label(options: Options) -> str:
 def _notes(options: Options, runner: Runner) -> list[str]:
     notes = []
     modal = uses_eval_mode(runner.network)
-    if modal and not type(runner.network).__module__.startswith("soae_ext."):
+    name = options.model.partition(":")[0]
+    if modal and name != "digits" and family_of(name) is None:
         notes.append(
             f"The network has modules of the types {', '.join(modal)}. It was evaluated in eval mode, whatever mode "
             f"{options.model} left it in."
