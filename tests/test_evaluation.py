@@ -1,6 +1,7 @@
 """Measuring attacks: counts, intervals, image quality, and results that survive an interruption."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -238,3 +239,27 @@ def test_another_runs_directory_is_refused(tmp_path):
         with pytest.raises(ValueError, match="holds no results of a run"):
             Store(foreign, {}, fresh=fresh)
     assert (foreign / "chapter").exists()
+
+
+def test_a_directory_half_made_or_half_removed_is_no_obstacle(tmp_path, monkeypatch):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / ".run.json.123.tmp").write_text("{")
+    store = Store(folder, {"seed": 0})
+    for job in ("a", "b"):
+        store.save(job, 0, "key", {"x": torch.zeros(2)})
+    with monkeypatch.context() as patch:
+        patch.setattr("soae_ext.evaluation.store.shutil.rmtree", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.remove()
+    store = Store(folder, {"seed": 0})
+    assert torch.equal(store.load("a", 0, "key")["x"], torch.zeros(2))
+    assert store.load("a", 0, "other") is None
+    removed = []
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr("soae_ext.evaluation.store.shutil.rmtree", lambda path: (removed.append(path), rmtree(path)))
+        store.remove()
+    assert removed[-1] == folder
+    assert len(removed) == 3
+    assert not folder.exists()

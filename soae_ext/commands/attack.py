@@ -46,7 +46,9 @@ class Options:
     """Radius of the ball of allowed perturbations, in pixel units; images span [0, 1]. May be written 8/255."""
     norm: Norm = "Linf"
     """Norm of the ball."""
-    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 20 for PGD, 10 for SOAE)")] = None
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: each attack's own, 20 for PGD)")] = (
+        None
+    )
     """Iterations of the iterative attacks. FGSM makes one."""
     direction: Annotated[Direction | None, arg(help_behavior_hint="(default: as the class SOAE)")] = None
     """Direction of SOAE: +H^-1 g (ascent), -H^-1 g (paper: lowers the loss), whichever ascends (auto), ..."""

@@ -53,10 +53,10 @@ class Store:
     def __init__(self, directory: Path, fingerprint: Mapping[str, str | int | float | None], *, fresh: bool = False):
         self.directory = directory
         manifest = directory / _MANIFEST
-        if directory.exists() and not manifest.is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and not manifest.is_file() and not _is_empty(directory):
             raise ValueError(f"{directory} is in the way and holds no results of a run; move it, or write elsewhere")
         if fresh and directory.is_dir():
-            shutil.rmtree(directory)
+            self.remove()
         if manifest.is_file():
             differing = _differences(manifest, fingerprint)
             if differing:
@@ -93,13 +93,21 @@ class Store:
             temporary.write_bytes(serialize(content, {"key": key, "sha256": _checksum(content)}))
 
     def remove(self) -> None:
-        """Delete the directory."""
+        """Delete the directory; the manifest last, so that an interrupted deletion leaves a directory of this run."""
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
         shutil.rmtree(self.directory)
 
     def _path(self, job: str, batch: int) -> Path:
         # Jobs that differ in case or in a character that file names lack must not share a folder.
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", job).strip("-.")[:80]
         return self.directory / f"{readable}-{digest(job)[:12]}" / f"{batch:06}.safetensors"
+
+
+def _is_empty(directory: Path) -> bool:
+    """Whether there is nothing in it but what a process left that was killed while it wrote the manifest."""
+    return directory.is_dir() and all(re.fullmatch(rf"\.{_MANIFEST}\.\d+\.tmp", p.name) for p in directory.iterdir())
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
