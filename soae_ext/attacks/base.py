@@ -75,7 +75,7 @@ class Attack(ABC):
         step_size: length of one step in `norm`, in pixel units; `None` is min(1, 2.5 / steps) * eps, per sample.
         loss: `"ce"`, `"margin"` or `"dlr"`, see :class:`soae_ext.attacks.losses.Objective`.
         targeted: `y` holds the class to reach instead of the class to leave.
-        random_start: start at a random point of the ball instead of at the image.
+        random_start: start at a random point of the ball instead of at the image; `None` is for SOAE to decide.
         restarts: runs on each sample not yet fooled. All but the first start at a random point.
         seed: of the random numbers, which are a function of (seed, sample index, restart) and of nothing else.
         batch_size: samples attacked at once; `None` is all, `"auto"` as many as the free memory allows (see
@@ -93,6 +93,7 @@ class Attack(ABC):
     """
 
     norms: ClassVar[tuple[str, ...]] = get_args(Norm)
+    _least_steps: ClassVar[int] = 1
 
     eps: float | Tensor
     _: KW_ONLY
@@ -101,7 +102,7 @@ class Attack(ABC):
     step_size: float | None = None
     loss: LossName = "ce"
     targeted: bool = False
-    random_start: bool = False
+    random_start: bool | None = False
     restarts: int = 1
     seed: int = 0
     batch_size: int | Literal["auto"] | None = None
@@ -111,7 +112,7 @@ class Attack(ABC):
         check_eps(self.eps)
         check_choice("norm", self.norm, self.norms)
         check_choice("loss", self.loss, get_args(LossName))
-        check_count("steps", self.steps, 1)
+        check_count("steps", self.steps, self._least_steps)
         check_count("restarts", self.restarts, 1)
         check_count("seed", self.seed, 0)
         if isinstance(self.batch_size, str):

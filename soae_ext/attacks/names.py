@@ -85,7 +85,8 @@ def parse_attack(spec: str, eps: float, **defaults: Any) -> tuple[str, Attack]:
         # What every attack was given is not the fault of this one.
         shared = argument in {"eps", *chosen} - set(given)
         raise type(error)(str(error) if shared else f"attack: '{spec}': {error}") from error
-    label = name if name in _OWN_STEPS and "steps" not in given else f"{name}-{attack.steps}"
+    own = attack.steps == 0 or (name in _OWN_STEPS and "steps" not in given)
+    label = name if own else f"{name}-{attack.steps}"
     extras = ",".join(f"{key}={text}" for key, text in options if key != "steps")
     return (f"{label}:{extras}" if extras else label), attack
 

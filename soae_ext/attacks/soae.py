@@ -15,23 +15,29 @@ at the class that is close. PGD with as many gradients is stronger.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..gmres import Workspace, gmres
 from ..hvp import HessianOperator, hessian_operator
+from ..krylov import Arnoldi, arnoldi
 from .base import Attack
 from .checks import check_choice, check_count, check_positive
-from .geometry import random_perturbation, unit
+from .directions import damped, largest_curvature, maximize_in_ball, maximize_in_box
+from .geometry import per_sample, random_perturbation, steepest_step, unit
+from .losses import LossName, Objective
 from .subdiagonal import solve_to_subdiagonal
 from .task import Task
 
 __all__ = ["SOAE"]
 
-Direction = Literal["ascent", "paper", "auto"]
+Direction = Literal["ascent", "paper", "auto", "damped", "trust-region", "frank-wolfe", "power"]
+Schedule = Literal["linear", "constant"]
 Normalize = Literal["sign", "identity", "L2", "Linf"]
 ThresholdOn = Literal["residual", "subdiagonal"]
 Product = Literal["traced", "double-backward", "finite-difference"]
@@ -39,44 +45,96 @@ Start = Literal["zero", "random"]
 
 # Gradients that one Hessian-vector product costs.
 _PRODUCT_COST = {"traced": 2, "double-backward": 2, "finite-difference": 1}
+# Directions that solve a system, to a threshold.
+_SOLVES = ("ascent", "auto", "paper")
+# The default budget; it is cut into runs of about so many gradients, and into so many runs at most.
+_GRADIENTS, _RUN, _MOST_RUNS = 100, 20, 20
+
+
+class Plan(NamedTuple):
+    """What an attack will do, once everything left open is decided."""
+
+    restarts: int
+    steps: int
+    second_order_steps: int
+    random_start: bool
+    rotate_loss: bool
+    schedule: Schedule
+    max_dim: int
 
 
 @dataclass(frozen=True)
 class SOAE(Attack):
-    """Second-order adversarial examples: x <- P(x + a * N(d)) with H d = +-g solved by GMRES.
+    """Second-order adversarial examples: x <- P(x + a_t N(d)), where d comes from the quadratic model of the loss.
 
-    Each outer iteration takes the gradient g, builds a Krylov space of the Hessian H of the per-sample loss from
-    Hessian-vector products alone, and moves along the normalised solution. It costs each image 1 gradient and
-    (m + 1) products for m Krylov dimensions: one per dimension and one for the true residual.
+    A second-order step takes the gradient g, builds a Krylov space of the Hessian H of the per-sample loss from
+    Hessian-vector products alone, and costs each image 1 gradient and m products for m Krylov dimensions, with
+    `threshold_on="residual"` one more for the true residual. The other steps follow the gradient and cost 1.
 
-    The solution is not used where it is zero, not finite or orthogonal to g, nor, with `"ascent"`, where it does not
-    ascend (<d, g> <= 0, possible where H is indefinite): the step then follows the gradient, and where that is zero
-    too, the gradient of the margin loss.
+    There are two ways to use it. With `steps` it makes that many second-order steps of constant length from the image,
+    as the paper's algorithm does. Without, it spends a budget of `gradients` for each image (100) in the way that was
+    measured to be the strongest: short runs from random points, whose steps get shorter, every second run on the margin
+    loss, and one second-order step at the start; see docs/results for the measurements and what the curvature adds.
+
+    A solution is not used where it is zero, not finite or orthogonal to g, nor, with `"ascent"` and `"damped"`, where
+    it does not ascend (<d, g> <= 0, possible where H is indefinite): the step then follows the gradient, and where that
+    is zero too, the gradient of the margin loss.
 
     Args, beyond those of :class:`soae_ext.attacks.base.Attack`:
-        steps: outer iterations, 10 by default.
-        direction: `"ascent"` is +H^-1 g; `"auto"` is +H^-1 g or -H^-1 g, per sample, whichever ascends; `"paper"` is
-            -H^-1 g, which lowers the loss wherever H is positive definite on the Krylov space (see the module).
+        steps: outer iterations of each restart; 0 leaves it to `gradients`.
+        gradients: a budget for each image, which decides on `steps` and `restarts`; never exceeded, and not all spent
+            where a solve ends early.
+        step_size: `None` is eps with the linear schedule, and min(1, 2.5 / steps) * eps with the constant one.
+        random_start, second_order_steps, schedule, rotate_loss, max_dim: `None` is what the table says.
+            |                      | with `steps`, or `"paper"` | with a budget, `"ascent"` or `"auto"` | others |
+            |----------------------|---|---|---|
+            | `random_start`       | False | True | True |
+            | `second_order_steps` | `"all"` | 1 | `"all"` |
+            | `schedule`           | `"constant"` | `"linear"` | `"linear"` |
+            | `rotate_loss`        | False | True | True |
+            | `max_dim`            | 5 | 2 | 2 |
+        direction: where a second-order step goes, d =
+            `"ascent"`: +H^-1 g; `"auto"`: +H^-1 g or -H^-1 g, per sample, whichever ascends; `"paper"`: -H^-1 g, which
+            lowers the loss wherever H is positive definite on the Krylov space (see the module);
+            `"damped"`: (H + mu I)^-1 g; `"power"`: the direction of largest curvature in the space, turned to ascend;
+            `"trust-region"`: the maximiser of the model over an L2 ball of the step's length, exact in the space (in a
+            Linf ball of radius a, the L2 ball of radius a sqrt(n), normalised);
+            `"frank-wolfe"`: the maximiser of the model over the part of the feasible box (an L2 ball: over the ball)
+            within the step's length. `"frank-wolfe"`, and `"trust-region"` in an L2 ball, are not normalised.
         normalize: N(d). `"sign"` is sign(d), in an L2 ball divided by its 2-norm; `"Linf"` and `"L2"` scale d to unit
-            norm; `"identity"` leaves it as long as it is.
-        max_dim: largest Krylov dimension of one solve, 5 by default. On a ReLU network with C classes the exact
-            solution needs at most C - 1.
+            norm; `"identity"` leaves it as long as it is. An L1 ball takes the sparse step along d whatever it says.
+        second_order_steps: the first so many steps, counted over all restarts, are second-order ones.
+        schedule: `"linear"` lets the step length fall, a_t = step_size * (1 - t / steps); `"constant"` keeps it.
+        rotate_loss: every second restart climbs the margin loss instead (the cross-entropy where `loss` is the margin).
+            Which iterate is best is decided by `loss` all the same.
+        max_dim: largest Krylov dimension. On a ReLU network with C classes the exact solution needs at most C - 1.
         threshold: a solve ends when the residual is below `threshold * |g|` (1e-2 is about what one-sided differences
             in single precision resolve), or with
         threshold_on: `"subdiagonal"` when h_{j+1,j} < `threshold`, in the units of H. No true residual is computed
-            then, and m dimensions cost m products.
+            then. Both are for `"ascent"`, `"auto"` and `"paper"`; the other directions build `max_dim` dimensions.
+        damping: mu of `"damped"`, in multiples of the largest |eigenvalue| of H on the space.
+        inner_steps: iterations of `"frank-wolfe"` on the model; they cost no products.
         hvp: `"traced"` or `"double-backward"` (exact, 2 gradients each), or `"finite-difference"` (1 gradient each).
         fd_step: length of the finite-difference step in pixel units; `None` is 1e-3 * sqrt(n / 784).
-        delta0: start of each solve, `"zero"` or `"random"`: uniform in the ball of radius eps. The part of a random
-            start that H maps to zero stays in the solution, as noise.
+        delta0: start of each solve of `"ascent"`, `"auto"` and `"paper"`, `"zero"` or `"random"`: uniform in the ball
+            of radius eps. The part of a random start that H maps to zero stays in the solution, as noise.
     """
 
-    steps: int = 10
+    _least_steps: ClassVar[int] = 0
+
+    steps: int = 0
+    gradients: int | None = None
     direction: Direction = "ascent"
     normalize: Normalize = "sign"
-    max_dim: int = 5
+    random_start: bool | None = None
+    second_order_steps: int | Literal["all"] | None = None
+    schedule: Schedule | None = None
+    rotate_loss: bool | None = None
+    max_dim: int | None = None
     threshold: float = 1e-2
     threshold_on: ThresholdOn = "residual"
+    damping: float = 1.0
+    inner_steps: int = 20
     hvp: Product = "traced"
     fd_step: float | None = None
     delta0: Start = "zero"
@@ -88,49 +146,157 @@ class SOAE(Attack):
         check_choice("threshold_on", self.threshold_on, get_args(ThresholdOn))
         check_choice("hvp", self.hvp, get_args(Product))
         check_choice("delta0", self.delta0, get_args(Start))
-        check_count("max_dim", self.max_dim, 1)
+        if self.max_dim is not None:
+            check_count("max_dim", self.max_dim, 1)
+        check_count("inner_steps", self.inner_steps, 1)
         check_positive("threshold", self.threshold, zero=True)
+        check_positive("damping", self.damping, zero=True)
+        if self.schedule is not None:
+            check_choice("schedule", self.schedule, get_args(Schedule))
+        if isinstance(self.second_order_steps, str):
+            check_choice("second_order_steps", self.second_order_steps, ("all",))
+        elif self.second_order_steps is not None:
+            check_count("second_order_steps", self.second_order_steps, 0)
         if self.fd_step is not None:
             check_positive("fd_step", self.fd_step)
             if self.hvp != "finite-difference":
                 raise ValueError(f"fd_step: hvp='{self.hvp}' takes no step; use hvp='finite-difference'")
+        if self.direction == "frank-wolfe" and self.norm == "L1":
+            raise ValueError("direction: 'frank-wolfe' needs norm Linf or L2; in L1 use 'ascent' or 'trust-region'")
+        if self.delta0 == "random" and self.direction not in _SOLVES:
+            raise ValueError(f"delta0: direction='{self.direction}' solves no system; leave delta0='zero'")
+        if self.gradients is not None:
+            check_count("gradients", self.gradients, 1)
+            if self.steps:
+                raise ValueError(f"gradients: a budget decides on the steps; leave out steps={self.steps}")
+        if not self.steps and self.restarts != 1:
+            raise ValueError("restarts: a budget decides on them; give steps as well")
+        self.plan()
+
+    def plan(self) -> Plan:
+        """What the attack will do: as the options say, or what fits into the budget.
+
+        With a budget, runs are about 20 gradients long, and longer where there would be more than 20 of them: fresh
+        starts and the other loss find more than longer runs do (docs/results).
+
+        Raises:
+            ValueError: the budget does not pay for the second-order steps that were asked for.
+        """
+        plain = bool(self.steps) or self.direction == "paper"
+        few = not plain and self.direction in ("ascent", "auto")
+        second = self.second_order_steps
+        if second is None:
+            second = 1 if few else "all"
+        max_dim = self.max_dim or (5 if plain else 2)
+        restarts, steps, count = self._counts(second, max_dim)
+        return Plan(
+            restarts=restarts,
+            steps=steps,
+            second_order_steps=count,
+            random_start=not plain if self.random_start is None else self.random_start,
+            rotate_loss=not plain if self.rotate_loss is None else self.rotate_loss,
+            schedule=self.schedule or ("constant" if plain else "linear"),
+            max_dim=max_dim,
+        )
+
+    def _counts(self, second: int | Literal["all"], max_dim: int) -> tuple[int, int, int]:
+        """Restarts, steps of each, and second-order steps in all."""
+        if self.steps:
+            total = self.restarts * self.steps
+            return self.restarts, self.steps, total if second == "all" else min(second, total)
+        budget = _GRADIENTS if self.gradients is None else self.gradients
+        checked = self.direction in _SOLVES and self.threshold_on == "residual"
+        products = max_dim + checked + (self.delta0 == "random")
+        extra = products * _PRODUCT_COST[self.hvp]
+        restarts = max(1, min(_MOST_RUNS, round(budget / _RUN)))
+        if second == "all":
+            restarts = max(1, min(restarts, budget // (1 + extra)))
+            steps = budget // restarts // (1 + extra)
+            second = restarts * steps
+        else:
+            steps = (budget - second * extra) // restarts
+        if steps < 1 or second > restarts * steps:
+            raise ValueError(
+                f"gradients: {budget} are too few for second-order steps of {1 + extra} gradients each; raise it, or "
+                "lower max_dim or second_order_steps"
+            )
+        return restarts, steps, second
 
     def _run(self, task: Task) -> Tensor:
-        dims = torch.zeros(len(task.x), self.restarts, self.steps, dtype=torch.int64, device=task.x.device)
+        plan = self.plan()
+        dims = torch.zeros(len(task.x), plan.restarts, plan.steps, dtype=torch.int64, device=task.x.device)
         workspace = Workspace()
-        for restart in range(self.restarts):
-            task.begin(restart, self.random_start)
-            for step in range(self.steps):
-                if restart + step > 0 or self.random_start:
-                    task.evaluate()
-                if not task.active.numel():
-                    break
-                operator = hessian_operator(
-                    task.objective, task.points, task.labels, method=self.hvp, step=self.fd_step
-                )
-                task.charge(1)
-                gradient = operator.gradient.detach()
-                solution, used = self._solve(task, operator, gradient, (restart, step + 1), workspace)
-                dims[task.active, restart, step] = used
-                direction = self._orient(solution, task.or_margin_gradient(gradient))
-                task.move(self._lengths(task) * self._normalized(direction))
+        for restart in range(plan.restarts):
+            task.begin(restart, plan.random_start)
+            objective = self._objective(task, restart % 2 == 1 and plan.rotate_loss)
+            for step in range(plan.steps):
+                if restart * plan.steps + step < plan.second_order_steps:
+                    if restart + step > 0 or plan.random_start:
+                        task.evaluate()
+                    if task.active.numel():
+                        used = self._second_order_step(task, objective, (restart, step), plan, workspace)
+                        dims[task.active, restart, step] = used
+                else:
+                    gradient = task.gradient(None if objective is task.objective else _loss_of(objective, task))
+                    way = steepest_step(gradient, self.norm, task.points)
+                    task.move(per_sample(self._length(task, step, plan), way) * way)
             task.evaluate()
         return dims.flatten(1)
 
+    def _objective(self, task: Task, rotated: bool) -> Objective:
+        """What a restart climbs."""
+        if not rotated:
+            return task.objective
+        other: LossName = "ce" if self.loss == "margin" else "margin"
+        return Objective(task.objective.model, other, self.targeted)
+
+    def _length(self, task: Task, step: int, plan: Plan) -> Tensor:
+        """Step lengths of the active samples, `(A,)`."""
+        eps = task.eps[task.active]
+        if plan.schedule == "constant":
+            return eps * min(1.0, 2.5 / plan.steps) if self.step_size is None else torch.full_like(eps, self.step_size)
+        return (eps if self.step_size is None else torch.full_like(eps, self.step_size)) * (1 - step / plan.steps)
+
+    def _second_order_step(
+        self, task: Task, objective: Objective, at: tuple[int, int], plan: Plan, workspace: Workspace
+    ) -> Tensor:
+        """Move the active samples; the Krylov dimensions used, `(A,)`."""
+        operator = hessian_operator(objective, task.points, task.labels, method=self.hvp, step=self.fd_step)
+        task.charge(1)
+        gradient = operator.gradient.detach()
+        length = self._length(task, at[1], plan)
+        if self.direction in _SOLVES:
+            solution, used = self._solve(task, operator, gradient, at, plan.max_dim, workspace)
+        else:
+            space = arnoldi(operator, gradient, steps=plan.max_dim, workspace=workspace)
+            used = space.dims.to(task.active.device)
+            task.charge(used * _PRODUCT_COST[self.hvp])
+            solution = self._from_space(space, gradient, task, length)
+        gradient = task.or_margin_gradient(gradient)
+        solution, usable = self._orient(solution, gradient)
+        if self.direction == "frank-wolfe" or (self.direction == "trust-region" and self.norm == "L2"):
+            # As long as the model says.
+            fallback = per_sample(length, gradient) * steepest_step(gradient, self.norm)
+            task.move(torch.where(per_sample(usable, solution), solution, fallback))
+        else:
+            chosen = torch.where(per_sample(usable, solution), solution, gradient)
+            task.move(per_sample(length, chosen) * self._normalized(chosen, task))
+        return used
+
     def _solve(
-        self, task: Task, operator: HessianOperator, gradient: Tensor, stream: tuple[int, int], workspace: Workspace
+        self, task: Task, operator: HessianOperator, gradient: Tensor, at: tuple[int, int], m: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor]:
         """The solution d of H d = +-g, and the Krylov dimensions `(A,)`; charges the products."""
         b = -gradient if self.direction == "paper" else gradient
         start = None
         if self.delta0 == "random":
             rows = task.active
+            stream = (at[0], at[1] + 1)
             start = random_perturbation(b, task.eps[rows], self.norm, self.seed, stream, task.index[rows.cpu()])
         if self.threshold_on == "subdiagonal":
-            solution, used = solve_to_subdiagonal(operator, b, start, self.max_dim, self.threshold)
+            solution, used = solve_to_subdiagonal(operator, b, start, m, self.threshold)
             checks = torch.zeros_like(used)
         else:
-            m = self.max_dim
             result = gmres(operator, b, start, restart=m, rtol=self.threshold, max_iters=m, workspace=workspace)
             solution, used = result.x, result.iterations.long()
             # The true residual of a system that has made an iteration costs one more product.
@@ -139,22 +305,41 @@ class SOAE(Attack):
         task.charge(products * _PRODUCT_COST[self.hvp])
         return solution, used
 
-    def _orient(self, solution: Tensor, gradient: Tensor) -> Tensor:
-        """The solution with the sign that `direction` asks for, or the gradient where it is of no use."""
+    def _from_space(self, space: Arnoldi, gradient: Tensor, task: Task, length: Tensor) -> Tensor:
+        """What the direction asks of the Krylov space of (H, g), for steps of these lengths `(A,)`."""
+        if self.direction == "damped":
+            return damped(space, self.damping)
+        if self.direction == "power":
+            return largest_curvature(space)
+        if self.direction == "trust-region":
+            n = gradient[0].numel()
+            return space.trust_region(length * math.sqrt(n) if self.norm == "Linf" else length)
+        if self.norm == "L2":
+            return maximize_in_ball(space, gradient, length, self.inner_steps)
+        low, high = task.room(length)
+        return maximize_in_box(space, gradient, low, high, self.inner_steps)
+
+    def _orient(self, solution: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The solution with the sign that `direction` asks for, and where it is of use, `(A,)` bool."""
         # In double precision the products of single-precision numbers do not underflow.
         slope = (solution.double() * gradient.double()).flatten(1).sum(1)
-        usable = slope > 0 if self.direction == "ascent" else slope != 0
+        usable = slope > 0 if self.direction in ("ascent", "damped") else slope != 0
         usable = usable & solution.flatten(1).isfinite().all(1)
-        sign = slope.sign() if self.direction == "auto" else torch.ones_like(slope)
-        shape = (-1,) + (1,) * (solution.ndim - 1)
-        return torch.where(usable.reshape(shape), solution * sign.to(solution.dtype).reshape(shape), gradient)
+        sign = slope.sign() if self.direction in ("auto", "power") else torch.ones_like(slope)
+        return per_sample(sign, solution).to(solution.dtype) * solution, usable
 
-    def _normalized(self, direction: Tensor) -> Tensor:
+    def _normalized(self, direction: Tensor, task: Task) -> Tensor:
+        if self.norm == "L1":
+            return steepest_step(direction, "L1", task.points)
         if self.normalize == "sign":
             return direction.sign() if self.norm == "Linf" else unit(direction.sign())
         if self.normalize == "L2":
             return unit(direction)
         if self.normalize == "Linf":
-            largest = direction.flatten(1).abs().amax(1).reshape((-1,) + (1,) * (direction.ndim - 1))
+            largest = per_sample(direction.flatten(1).abs().amax(1), direction)
             return torch.where(largest > 0, direction / largest, direction)
         return direction
+
+
+def _loss_of(objective: Objective, task: Task) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda logits, rows: objective.of_logits(logits, task.y[rows])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .geometry import Norm, project, random_start
+from .geometry import Norm, per_sample, project, random_start
 from .losses import Objective, is_fooled
 
 __all__ = ["Task"]
@@ -69,13 +69,21 @@ class Task:
         """Labels of the active samples, `(A,)`."""
         return self.y[self.active]
 
-    def begin(self, restart: int, random: bool) -> None:
+    def begin(self, restart: int, random: bool | None) -> None:
         """Put the active samples at the start of a restart; all but the first are always random."""
         rows = self.active
         start = self.x[rows]
         if random or restart > 0:
             start = random_start(start, self.eps[rows], self.norm, self.seed, restart, self.index[rows.cpu()])
         self.current[rows] = start
+
+    def room(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and largest move of each pixel, `(A, *shape)` each, within Linf ball, box and `length` `(A,)`."""
+        x, now = self.x[self.active], self.points
+        eps, length = per_sample(self.eps[self.active], x), per_sample(length, x)
+        low = torch.maximum((x - eps).clamp_min(0) - now, -length).clamp_max(0)
+        high = torch.minimum((x + eps).clamp_max(1) - now, length).clamp_min(0)
+        return low, high
 
     def charge(self, gradients: Tensor | int) -> None:
         """Count gradients, `(A,)` or one number, for the active samples."""
