@@ -32,6 +32,19 @@ def test_every_attack_has_a_name():
         ("PGD:batch_size=auto,seed=9", "PGD-20:batch_size=auto,seed=9", PGD(0.1, batch_size="auto", seed=9)),
         ("PGD:batch_size=7", "PGD-20:batch_size=7", PGD(0.1, batch_size=7)),
         ("SOAE-4:direction=paper", "SOAE-4:direction=paper", SOAE(0.1, steps=4, direction="paper")),
+        ("SOAE", "SOAE", SOAE(0.1)),
+        ("SOAE:gradients=40", "SOAE:gradients=40", SOAE(0.1, gradients=40)),
+        ("soae:steps=4", "SOAE-4", SOAE(0.1, steps=4)),
+        (
+            "SOAE:direction=trust-region,gradients=40",
+            "SOAE:direction=trust-region,gradients=40",
+            SOAE(0.1, direction="trust-region", gradients=40),
+        ),
+        (
+            "SOAE:second_order_steps=all,rotate_loss=false,schedule=none",
+            "SOAE:second_order_steps=all,rotate_loss=false,schedule=none",
+            SOAE(0.1, second_order_steps="all", rotate_loss=False),
+        ),
         ("SOAE-4:early_stop=False", "SOAE-4:early_stop=False", SOAE(0.1, steps=4, early_stop=False)),
         ("ASOD:sigma=1e-1", "ASOD-20:sigma=1e-1", ASOD(0.1, sigma=0.1)),
         ("APGD-40", "APGD-40", APGD(0.1, steps=40)),
@@ -56,6 +69,8 @@ def test_defaults_fill_what_the_spec_leaves_open():
     assert parse_attack("FGSM", 0.1, **shared)[1] == FGSM(0.1, norm="L2", seed=3)
     soae = parse_attack("SOAE:direction=paper", 0.1, **shared)[1]
     assert (soae.direction, soae.steps, soae.hvp) == ("paper", 5, SOAE(0.1).hvp)
+    budget = parse_attack("SOAE:gradients=40", 0.1, **shared)[1]
+    assert (budget.gradients, budget.steps) == (40, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,10 @@ def test_defaults_fill_what_the_spec_leaves_open():
         ("PGD:eps=0.1", "attack: 'PGD:eps=0.1': eps: all attacks share one ball: use --eps"),
         ("PGD:norm=L2", "attack: 'PGD:norm=L2': norm: all attacks share one ball: use --norm"),
         ("PGD:targeted=true", "attack: 'PGD:targeted=true': targeted: the labels of the data"),
+        ("SOAE-4:gradients=9", "attack: 'SOAE-4:gradients=9': gradients: a budget decides on the steps; leave out"),
+        ("SOAE:restarts=3", "attack: 'SOAE:restarts=3': restarts: a budget decides on them; give steps as well"),
+        ("SOAE:gradients=3", "attack: 'SOAE:gradients=3': gradients: 3 are too few for second-order steps of 7"),
+        ("SOAE:second_order_steps=al", "attack: 'SOAE:second_order_steps=al': second_order_steps: "),
         ("FGSM-2", "attack: 'FGSM-2': steps: FGSM makes one step"),
     ],
 )

@@ -45,8 +45,9 @@ class AttackResult:
         gradient_calls: `(B,)` int64 gradients spent on each sample while it was attacked. An exact Hessian-vector
             product counts 2, a one-sided difference 1, a central difference 2.
         forward_calls: `(B,)` int64 forward passes beyond those inside the gradients.
-        krylov_dims: for `SOAE`, `(B, restarts * steps)` int64: the Krylov dimension of each outer iteration, restart
-            after restart, 0 where the sample was no longer attacked; else `None`.
+        krylov_dims: for `SOAE`, `(B, restarts * steps)` int64, with the numbers of its plan: the Krylov dimension of
+            each outer iteration, restart after restart, 0 where the sample was no longer attacked and where the step
+            followed the gradient; else `None`.
     """
 
     x_adv: Tensor

@@ -41,7 +41,7 @@ def parse_attack(spec: str, eps: float, **defaults: Any) -> tuple[str, Attack]:
             of one option are joined with `+`.
         eps: radius of the ball.
         defaults: options for attacks that have them, e.g. `norm` and `seed`; what `spec` says comes first, and `None`
-            says nothing. `steps` is for attacks other than FGSM and AutoAttack.
+            says nothing. `steps` is for attacks other than FGSM and AutoAttack, and for those without `gradients`.
 
     Raises:
         ImportError: the attack needs a package that is not installed.
@@ -71,6 +71,8 @@ def parse_attack(spec: str, eps: float, **defaults: Any) -> tuple[str, Attack]:
     chosen = {**{key: value for key, value in defaults.items() if key in types and value is not None}, **given}
     if name in _OWN_STEPS and "steps" not in given:
         chosen.pop("steps", None)
+    if "gradients" in given and "steps" not in given:
+        chosen.pop("steps", None)  # a budget of its own decides on the steps
     # The sign of a step is a corner of the Linf ball, but no steep direction of an L2 ball.
     if "normalize" in types and "normalize" not in chosen and chosen.get("norm", "Linf") != "Linf":
         chosen["normalize"] = "L2"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -173,6 +173,17 @@ class SOAE(Attack):
             raise ValueError("restarts: a budget decides on them; give steps as well")
         self.plan()
 
+    @property
+    def budget(self) -> int | None:
+        """Gradients that each image may cost; `None` where `steps` decides."""
+        if self.steps:
+            return None
+        return _GRADIENTS if self.gradients is None else self.gradients
+
+    def plain(self, steps: int = 10) -> SOAE:
+        """This attack with as many second-order steps, where it spends a budget; otherwise itself."""
+        return self if self.steps else replace(self, steps=steps, gradients=None, second_order_steps="all")
+
     def plan(self) -> Plan:
         """What the attack will do: as the options say, or what fits into the budget.
 
@@ -201,13 +212,11 @@ class SOAE(Attack):
 
     def _counts(self, second: int | Literal["all"], max_dim: int) -> tuple[int, int, int]:
         """Restarts, steps of each, and second-order steps in all."""
-        if self.steps:
+        budget = self.budget
+        if budget is None:
             total = self.restarts * self.steps
             return self.restarts, self.steps, total if second == "all" else min(second, total)
-        budget = _GRADIENTS if self.gradients is None else self.gradients
-        checked = self.direction in _SOLVES and self.threshold_on == "residual"
-        products = max_dim + checked + (self.delta0 == "random")
-        extra = products * _PRODUCT_COST[self.hvp]
+        extra = self._products(max_dim) * _PRODUCT_COST[self.hvp]
         restarts = max(1, min(_MOST_RUNS, round(budget / _RUN)))
         if second == "all":
             restarts = max(1, min(restarts, budget // (1 + extra)))
@@ -222,15 +231,30 @@ class SOAE(Attack):
             )
         return restarts, steps, second
 
+    def _products(self, max_dim: int) -> int:
+        """Products with H that a second-order step makes at most."""
+        checked = self.direction in _SOLVES and self.threshold_on == "residual"
+        return max_dim + checked + (self.delta0 == "random")
+
+    def _bytes_per_image(self, gradient: int, image: int) -> int:
+        # An exact product keeps the graph of the gradient besides that of the loss; a Krylov basis is built in scratch
+        # memory and copied out of it.
+        graphs = 1 if self.hvp == "finite-difference" else 2
+        return super()._bytes_per_image(graphs * gradient, image) + 2 * (self.plan().max_dim + 1) * image
+
     def _run(self, task: Task) -> Tensor:
         plan = self.plan()
+        task.limit = self.budget
+        second_order = 1 + self._products(plan.max_dim) * _PRODUCT_COST[self.hvp]
         dims = torch.zeros(len(task.x), plan.restarts, plan.steps, dtype=torch.int64, device=task.x.device)
         workspace = Workspace()
         for restart in range(plan.restarts):
             task.begin(restart, plan.random_start)
             objective = self._objective(task, restart % 2 == 1 and plan.rotate_loss)
             for step in range(plan.steps):
-                if restart * plan.steps + step < plan.second_order_steps:
+                second = restart * plan.steps + step < plan.second_order_steps
+                task.retire(second_order if second else 1)
+                if second:
                     if restart + step > 0 or plan.random_start:
                         task.evaluate()
                     if task.active.numel():

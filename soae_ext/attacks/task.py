@@ -30,6 +30,7 @@ class Task:
         active: positions of the samples still attacked, `(A,)` int64.
         best: the best iterate so far, like `x`.
         gradient_calls, forward_calls: `(B,)` int64.
+        limit: gradients that a sample may cost, for :meth:`retire`; `None` is without limit.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Task:
     ) -> None:
         self.objective, self.x, self.y, self.eps, self.index = objective, x, y, eps, index
         self.norm, self.seed, self.early_stop = norm, seed, early_stop
+        self.limit: int | None = None
         self.logits, self.losses = logits, logits.new_zeros(0)
         self.active = torch.arange(len(x), device=x.device)
         self.current = x.clone()
@@ -89,6 +91,15 @@ class Task:
         """Count gradients, `(A,)` or one number, for the active samples."""
         self.gradient_calls[self.active] += gradients
 
+    def retire(self, needed: int) -> None:
+        """Attack no further, after a last look, the samples that the limit leaves fewer than `needed` gradients."""
+        if self.limit is None:
+            return
+        spent = self.gradient_calls + needed > self.limit
+        if bool(spent[self.active].any()):
+            self.evaluate()
+            self.active = self.active[~spent[self.active]]
+
     def evaluate(self) -> None:
         """Evaluate the current iterates with one forward call each; samples that fool the model become inactive."""
         if not self.active.numel():
@@ -129,14 +140,16 @@ class Task:
         """
         flat = gradient.flatten(1)
         useless = ~flat.isfinite().all(1) | (flat == 0).all(1)
+        if self.limit is not None:
+            useless &= self.gradient_calls[self.active] < self.limit
+        gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
         if self.objective.name == "margin" or not bool(useless.any()):
-            return torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
+            return gradient
         rows = self.active[useless]
         points = self.current[rows].requires_grad_(True)
         margin = Objective(self.objective.model, "margin", self.objective.targeted)
         replacement = _slope(margin(points, self.y[rows]), points)
         self.gradient_calls[rows] += 1
-        gradient = gradient.clone()
         gradient[useless] = torch.where(replacement.isfinite(), replacement, torch.zeros_like(replacement))
         return gradient
 
