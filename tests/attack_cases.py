@@ -26,6 +26,28 @@ def small_net(seed=0, dtype=torch.float32):
     return nn.Sequential(nn.Flatten(), nn.Linear(N, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
 
 
+def smooth_net(seed=0, dtype=torch.float64, gain=3.0):
+    """Four classes; the Hessian of its losses is indefinite and of full rank."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(N, 24), nn.Tanh(), nn.Linear(24, 4)).double()
+    with torch.no_grad():
+        net[1].weight.mul_(gain)
+    return net.to(dtype)
+
+
+class Quadratic(nn.Module):
+    """Two classes whose margin loss for class 0 is -1 + g'd + d'Hd/2 with d = x - 1/2, images of any shape."""
+
+    def __init__(self, g, h):
+        super().__init__()
+        self.g, self.h = g, h
+
+    def forward(self, x):
+        d = x.flatten(1) - 0.5
+        rise = d @ self.g + ((d @ self.h) * d).sum(1) / 2
+        return torch.stack([torch.zeros_like(rise), rise - 1], 1)
+
+
 class Counting(nn.Module):
     """Counts the images that pass with and without a gradient."""
 
