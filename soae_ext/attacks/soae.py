@@ -82,8 +82,8 @@ class SOAE(Attack):
 
     Args, beyond those of :class:`soae_ext.attacks.base.Attack`:
         steps: outer iterations of each restart; 0 leaves it to `gradients`.
-        gradients: a budget for each image, which decides on `steps` and `restarts`; never exceeded, and not all spent
-            where a solve ends early.
+        gradients: a budget for each image, which decides on `steps` and `restarts`; never exceeded. What is left
+            where a solve ends early, or is not enough for one more step of every restart, is not spent.
         step_size: `None` is eps with the linear schedule, and min(1, 2.5 / steps) * eps with the constant one.
         random_start, second_order_steps, schedule, rotate_loss, max_dim: `None` is what the table says.
             |                      | with `steps`, or `"paper"` | with a budget, `"ascent"` or `"auto"` | others |
