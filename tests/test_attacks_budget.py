@@ -101,14 +101,18 @@ def test_the_last_iterate_counts_when_vanishing_gradients_use_the_budget_up():
     """Where the cross-entropy saturates, a step takes the gradient of the margin as well: half as many are made."""
     net, x = NETWORKS["saturated"], images(6)
     y = net(x).argmax(1)
-    options = {"second_order_steps": 0, "early_stop": False, "step_size": 1e-4, "schedule": "constant"}
-    attack = SOAE(1e-3, gradients=12, random_start=False, **options)
-    assert attack.plan()[:2] == (1, 12)
-    result = attack(net, x, y)
-    assert result.gradient_calls.tolist() == [12] * 6
-    half = SOAE(1e-3, steps=6, **options)(net, x, y)
-    assert torch.equal(result.x_adv, half.x_adv)
-    assert half.gradient_calls.tolist() == [12] * 6
+    last = torch.zeros(6, dtype=torch.bool)
+    for step_size in (1e-4, 2e-3, 4e-3, 8e-3, 1.6e-2):
+        options = {"second_order_steps": 0, "step_size": step_size, "schedule": "constant"}
+        attack = SOAE(0.3, gradients=12, random_start=False, **options)
+        assert attack.plan()[:2] == (1, 12)
+        result = attack(net, x, y)
+        five, six = (SOAE(0.3, steps=steps, **options)(net, x, y) for steps in (5, 6))
+        assert torch.equal(result.x_adv, six.x_adv)
+        assert torch.equal(result.gradient_calls, six.gradient_calls)
+        assert (result.gradient_calls[~six.success] == 12).all()
+        last |= six.success & ~five.success
+    assert last.any()
 
 
 def test_all_of_it_is_spent_on_images_that_stay_robust_but_for_what_does_not_make_a_step_of_each_run():
