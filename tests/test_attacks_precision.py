@@ -144,6 +144,26 @@ def test_batches_follow_the_free_memory_and_change_nothing_but_rounding(monkeypa
     assert max(sizes) == min(40, max(1, free // 2 // needed))
 
 
+def test_free_memory_beyond_the_plan_is_left_free(monkeypatch):
+    """A machine with a terabyte gets the same batches as a small one."""
+    model, x = small_net(), images(40, dtype=torch.float32)
+    needed = memory.gradient_bytes(model, x[:1]) + 24 * N * 4
+    assert PGD(0.1).bytes_per_image(model, x[:1]) == needed
+    monkeypatch.setattr("soae_ext.attacks.base.available_bytes", lambda device: 2**50)
+    monkeypatch.setattr("soae_ext.attacks.base.largest_plan", lambda device: 7 * needed + 1)
+    attack = PGD(0.1, batch_size="auto")
+    assert attack._batch_size(model, x) == 7
+    assert memory.largest_plan(torch.device("cpu")) == 3 * 2**30
+
+
+def test_the_memory_of_an_image_is_taken_in_eval_mode():
+    """In train mode the pass would change the statistics of batch normalisation."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(N), nn.Linear(N, 3)).train()
+    assert PGD(0.1).bytes_per_image(model, torch.rand(1, *SHAPE)) > 0
+    assert model[1].num_batches_tracked == 0
+    assert all(module.training for module in model.modules())
+
+
 def test_available_memory():
     assert 2**20 < memory.available_bytes(torch.device("cpu")) < 2**50
 

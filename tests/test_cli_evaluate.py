@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from soae_ext import cli
-from soae_ext.attacks import PGD, SOAE
+from soae_ext.attacks import FGSM, PGD, SOAE
 from soae_ext.data import load_digits, shipped_file
 from soae_ext.evaluation import Accuracy, wilson_interval
 from soae_ext.evaluation.sanity import Check
@@ -199,11 +199,39 @@ def test_a_network_by_import_path_is_evaluated_in_eval_mode_and_that_is_said(cap
         ("--output run.html", "--output: must end in .json, got run.html"),
         ("--output /no/such/run.json", "--output: no such directory: /no/such"),
         ("--device tpu", "--device: unknown device 'tpu'"),
+        ("--referee --no-sanity", "--referee: is part of the sanity section; leave out --no-sanity"),
         ("--refere", "--refere: unknown option; did you mean --referee?"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(capfd, words, expected):
     assert_refused(capfd, ["evaluate", *words.split()], f"soae evaluate: {expected}")
+
+
+def test_without_the_sanity_section(capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr("soae_ext.evaluation.study.sanity_section", lambda context: pytest.fail("the checks ran"))
+    output = tmp_path / "run.json"
+    words = ("evaluate", "--n", "4", "--attack", "FGSM", "--no-sanity", *COMMON, "--output", str(output))
+    status, printed, _ = call(capfd, *words)
+    document = json.loads(output.read_text())
+    assert status == 0
+    assert "Sanity checks" not in printed
+    assert document["sanity"] == []
+    assert "The sanity checks were not run." in document["notes"]
+    assert "No sanity checks were run." in output.with_suffix(".html").read_text()
+
+
+def test_the_default_batch_follows_the_memory_of_the_most_demanding_attack(capfd, monkeypatch, tmp_path, quick):
+    model, image = digits_network(), torch.zeros(1, 1, 28, 28)
+    needed = [attack.bytes_per_image(model, image) for attack in (FGSM(0.3), SOAE(0.3))]
+    assert needed[1] > needed[0]
+    sizes = []
+    for plan in (5 * needed[1], 2**50):
+        monkeypatch.setattr("soae_ext.commands.inputs.largest_plan", lambda device, plan=plan: plan)
+        output = tmp_path / f"{plan}.json"
+        words = ("--n", "4", "--attack", "FGSM", "SOAE", "--curves", "none", "--output", str(output))
+        assert call(capfd, "evaluate", *words)[0] == 0
+        sizes.append(json.loads(output.read_text())["config"]["batch_size"])
+    assert sizes == [5, 250]
 
 
 def test_bad_checkpoints(capfd, tmp_path):

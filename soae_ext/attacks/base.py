@@ -23,7 +23,7 @@ from .checks import (
 )
 from .geometry import Norm, per_sample, round_down
 from .losses import LossName, Model, Objective, is_fooled
-from .memory import available_bytes, gradient_bytes
+from .memory import available_bytes, gradient_bytes, largest_plan
 from .task import Task
 
 __all__ = ["Attack", "AttackResult"]
@@ -164,9 +164,20 @@ class Attack(ABC):
         """Samples attacked at once."""
         if self.batch_size != "auto" or not len(x):
             return self.batch_size if isinstance(self.batch_size, int) else max(len(x), 1)
-        image = x[:1].detach().clone()
-        needed = self._bytes_per_image(gradient_bytes(model, image), image.numel() * image.element_size())
-        return min(max(available_bytes(x.device) // 2 // max(needed, 1), 1), len(x))
+        planned = min(available_bytes(x.device) // 2, largest_plan(x.device))
+        return min(max(planned // self.bytes_per_image(model, x[:1]), 1), len(x))
+
+    def bytes_per_image(self, model: Model, image: Tensor) -> int:
+        """Memory in bytes that attacking one image takes at most, at least 1; costs one forward pass in eval mode.
+
+        Args:
+            model: maps images to logits.
+            image: `(1, *shape)`, on the device of the model.
+        """
+        with _attackable(model), torch.inference_mode(False):
+            image = image.detach().clone()
+            needed = self._bytes_per_image(gradient_bytes(model, image), image.numel() * image.element_size())
+        return max(needed, 1)
 
     def _bytes_per_image(self, gradient: int, image: int) -> int:
         """Memory that attacking one image takes at most, from that of one gradient and that of the image alone."""

@@ -1,10 +1,11 @@
-"""How many images may be attacked at once: `batch_size="auto"`.
+"""How many images may be attacked at once: `batch_size="auto"`, and the batches of the command line.
 
 A network's memory for one image is taken from one forward pass: the bytes of everything that its operations return.
 A gradient needs no more than `_PASSES` times that: the activations that the backward pass keeps, their gradients, and
 as much again for what the operations use inside. Nothing is freed in this count, so it is an upper bound, usually a
 generous one. On a CPU the available memory is the operating system's figure, or what the control group of a container
-leaves if that is less; on CUDA it is what the driver has free and PyTorch holds unused. Half of it is planned for.
+leaves if that is less; on CUDA it is what the driver has free and PyTorch holds unused. Half of it is planned for, and
+never more than `largest_plan`: beyond a few dozen images a CPU gains nothing from larger batches.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["available_bytes", "gradient_bytes"]
+__all__ = ["available_bytes", "gradient_bytes", "largest_plan"]
 
 _PASSES = 3
 # Where the system does not say what is free.
 _UNKNOWN = 2**30
+# With the interpreter and its libraries, below 4 GiB.
+_CPU_PLAN = 3 * 2**30
 
 
 class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -60,6 +63,17 @@ def gradient_bytes(model: Callable[[Tensor], Tensor], image: Tensor) -> int:
     with torch.no_grad(), _Outputs() as outputs:
         model(image)
     return _PASSES * int(outputs.bytes)
+
+
+def largest_plan(device: torch.device) -> int:
+    """Memory in bytes that a batch may be planned to take on `device` at most, whatever is free.
+
+    A constant of the machine, so that batches chosen by it are the same in every run: half the memory of a GPU, and
+    3 GiB on a CPU.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+    return _CPU_PLAN
 
 
 def available_bytes(device: torch.device) -> int:

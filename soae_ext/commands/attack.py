@@ -22,7 +22,17 @@ from ..evaluation.document import attack_options, write_json
 from ..evaluation.provenance import versions
 from ..plots import check_format, image_grid, pick, save
 from .errors import CommandError, blaming
-from .inputs import Number, attacking, choose_device, default_eps, fit, parse_attacks, read_data, read_model
+from .inputs import (
+    Number,
+    attacking,
+    choose_batch_size,
+    choose_device,
+    default_eps,
+    fit,
+    parse_attacks,
+    read_data,
+    read_model,
+)
 
 __all__ = ["Options", "run"]
 
@@ -63,7 +73,9 @@ class Options:
     """Parameters of the network, a safetensors file as examples/train_digits.py writes it."""
     device: str = "cpu"
     """Where to run: cpu, cuda, cuda:1, ..."""
-    batch_size: int = 250
+    batch_size: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: 250, fewer for large networks)")
+    ] = None
     """Images attacked at once."""
     seed: int = 0
     """Seed of the random starts."""
@@ -93,14 +105,14 @@ def run(options: Options, line: str) -> int:
     attacks = _attacks(options, eps)
 
     with attacking():
-        runner = Runner(model, device, options.batch_size)
+        runner = Runner(model, device, choose_batch_size(options.batch_size, model, attacks.values(), data, device))
         clean = runner.clean(data)
         with Progress(len(attacks) * len(data)) as runner.progress:
             measurements = [runner.run(f"attacks/{name}", name, attack, data) for name, attack in attacks.items()]
     print(f"{len(data)} images of {data.name}, {options.norm} eps = {eps:g}, seed {options.seed}\n")
     print(table(clean, measurements))
     if options.output:
-        config = {**asdict(options), "eps": eps}
+        config = {**asdict(options), "eps": eps, "batch_size": runner.batch_size}
         with blaming("--output"):
             write_json(_report(line, config, attacks, data, clean, measurements), options.output)
     if options.figure:
@@ -114,7 +126,8 @@ def _attacks(options: Options, eps: float) -> dict[str, Attack]:
     if not options.attack:
         raise CommandError(f"--attack: name at least one of {', '.join(ATTACKS)}")
     with blaming():
-        check_count("batch_size", options.batch_size, 1)
+        if options.batch_size is not None:
+            check_count("batch_size", options.batch_size, 1)
         if options.steps is not None:
             check_count("steps", options.steps, 1)
     eps = eps if options.eps is None else options.eps

@@ -30,6 +30,7 @@ from .errors import CommandError, blaming
 from .inputs import (
     Number,
     attacking,
+    choose_batch_size,
     choose_device,
     default_eps,
     fit,
@@ -80,7 +81,9 @@ class Options:
     """Norm of the ball."""
     seed: int = 0
     """Seed of all random numbers."""
-    batch_size: int = 250
+    batch_size: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: 250, fewer for large networks)")
+    ] = None
     """Images attacked at once."""
     device: str = "cpu"
     """Where to run: cpu, cuda, cuda:1, ..."""
@@ -95,6 +98,9 @@ class Options:
     """Further networks of the same kind for the curve against the difference step, e.g. pgd=pgd.safetensors."""
     referee: bool = False
     """Run AutoAttack on all images as the referee of the sanity section."""
+    sanity: bool = True
+    """Run the sanity checks. They take about 2,000 gradients and forward passes for each of 128 images, which is hours
+    for a large network on a CPU."""
     examples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 8, of large images 4)")] = None
     """Images shown in the HTML report."""
     output: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None
@@ -137,7 +143,8 @@ def _run(options: Options, line: str, shard: Shard) -> int:
     curves = choose_curves(options.curves, attacks, data, compared=bool(others))
 
     with Progress(shown=shard.leader) as bar, attacking():
-        runner = Runner(model, device, options.batch_size, None, shard, options.precision, bar)
+        size = choose_batch_size(options.batch_size, model, attacks.values(), data, device)
+        runner = Runner(model, device, size, None, shard, options.precision, bar)
         runner.store = _store(options, outputs, runner, others, attacks, data)
         study = make_study(
             runner,
@@ -150,11 +157,12 @@ def _run(options: Options, line: str, shard: Shard) -> int:
             norm=options.norm,
             seed=options.seed,
             referee=options.referee,
+            sanity=options.sanity,
         )
     study.notes[:0] = [*_notes(options, runner), *curves.notes]
     if not shard.leader:
         return 0
-    config = {**asdict(options), "eps": eps}
+    config = {**asdict(options), "eps": eps, "batch_size": runner.batch_size}
     config.pop("fresh")
     _print(options, eps, data, study)
     if outputs is not None:
@@ -178,9 +186,12 @@ def _check(options: Options) -> Outputs | None:
     if not options.attack:
         raise CommandError(f"--attack: name at least one of {', '.join(ATTACKS)}")
     with blaming():
-        check_count("batch_size", options.batch_size, 1)
+        if options.batch_size is not None:
+            check_count("batch_size", options.batch_size, 1)
         if options.examples is not None:
             check_count("examples", options.examples, 1)
+    if options.referee and not options.sanity:
+        raise CommandError("--referee: is part of the sanity section; leave out --no-sanity")
     eps = default_eps(options.norm) if options.eps is None else options.eps
     attacks = parse_attacks(options.attack, eps, norm=options.norm, seed=options.seed)
     choose_curves(options.curves, attacks, None, compared=bool(options.compare))
@@ -233,7 +244,7 @@ def _store(
         "weights": runner.fingerprint,
         "data": data.fingerprint,
         **{name: str(attack) for name, attack in attacks.items()},
-        "batch_size": options.batch_size,
+        "batch_size": runner.batch_size,
         "device": runner.device.type,
         "precision": options.precision,
         "threads": torch.get_num_threads(),
@@ -288,7 +299,8 @@ def _print(options: Options, eps: float, data: ImageData, study: Study) -> None:
     print(table(study.clean, study.measurements, study.worst, quality=metrics_version() is not None))
     failed = [check for check in study.sanity if check.verdict == "fail"]
     counts = {verdict: sum(check.verdict == verdict for check in study.sanity) for verdict in ("pass", "fail")}
-    print(f"\nSanity checks: {counts['pass']} pass, {counts['fail']} fail")
+    if options.sanity:
+        print(f"\nSanity checks: {counts['pass']} pass, {counts['fail']} fail")
     for check in failed:
         print(f"  FAIL {check.name}: {check.value} (limit {check.limit}). {check.text}")
     for note in study.notes:

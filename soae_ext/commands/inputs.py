@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ..attacks import Attack
 from ..attacks.base import _is_modal
 from ..attacks.checks import check_count
+from ..attacks.memory import largest_plan
 from ..attacks.names import number, parse_attack
 from ..data import ImageData, load_data
 from ..models import check_model, load_model, needs_checkpoint
@@ -22,6 +23,7 @@ from .errors import CommandError, blaming, reason
 __all__ = [
     "Number",
     "attacking",
+    "choose_batch_size",
     "choose_device",
     "default_eps",
     "fit",
@@ -47,6 +49,8 @@ Number = Annotated[
 # Radii that are common in the literature: for grey images those of MNIST, for colour images those of CIFAR-10.
 _GREY = {"Linf": 0.3, "L2": 2.0, "L1": 10.0}
 _COLOUR = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
+# Images attacked at once where the plan of the memory has room for them.
+_BATCH = 250
 
 
 def default_eps(norm: str, channels: int = 1) -> float:
@@ -143,6 +147,22 @@ def fit(model: nn.Module, data: ImageData, *, option: str = "--data") -> int:
     """
     with blaming(option):
         return check_model(model, data)
+
+
+def choose_batch_size(
+    given: int | None, model: nn.Module, attacks: Iterable[Attack], data: ImageData, device: torch.device
+) -> int:
+    """`given`, or as many images as the most demanding attack has room for by plan, at most 250.
+
+    The plan is a constant of the machine (:func:`soae_ext.attacks.memory.largest_plan`), so the same command makes the
+    same batches again.
+    """
+    if given is not None:
+        return given
+    model.to(device)
+    image = data.images[:1].to(device)
+    needed = max(attack.bytes_per_image(model, image) for attack in attacks)
+    return max(1, min(_BATCH, largest_plan(device) // needed))
 
 
 def uses_eval_mode(model: nn.Module) -> list[str]:

@@ -67,6 +67,7 @@ def make_study(
     norm: Norm,
     seed: int,
     referee: bool,
+    sanity: bool = True,
 ) -> Study:
     """Run everything; every process of the runner's shard must call it.
 
@@ -79,6 +80,7 @@ def make_study(
         network: name of the network.
         eps, norm, seed: what the attacks share.
         referee: run AutoAttack on all images.
+        sanity: run the sanity checks; without them the section is empty and the notes say so.
 
     Raises:
         ValueError, TypeError: an attack cannot be run on this network.
@@ -111,8 +113,8 @@ def make_study(
         run=runner.run,
         network=runner.network,
     )
-    checks = sanity_section(context)
-    notes: list[str] = []
+    checks = sanity_section(context) if sanity else []
+    notes = [] if sanity else ["The sanity checks were not run."]
     moved = {m.name: m.x_adv for m in measurements}
     features = None
     edges: list[EdgeStatistics] = []
