@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from soae_ext.attacks import FGSM, PGD, SOAE, AutoAttack
+from soae_ext.attacks import APGD, ASOD, FGSM, PGD, SOAE, AutoAttack
 from soae_ext.data import load_digits
 from soae_ext.evaluation import Runner, Store
 from soae_ext.evaluation.curves import (
@@ -70,11 +70,28 @@ def test_against_the_radius(recorder, data):
 
 
 def test_against_gradients(recorder, data):
-    curve = gradients_curve(recorder, data, ATTACKS, [4, 1])
+    attacks = {
+        **ATTACKS,
+        "two": PGD(0.3, steps=3, restarts=2),
+        "ASOD": ASOD(0.3, steps=1, samples=3),
+        "budget": SOAE(0.3, gradients=20),
+    }
+    curve = gradients_curve(recorder, data, attacks, [40, 4, 1, 8])
     lines = {line.name: line for line in curve.series}
     assert lines["FGSM"].extra["steps"] == [1]
-    assert lines["PGD"].extra["steps"] == [1, 3, 4]  # its own 3 as well
-    assert recorder.jobs["curves/gradients/SOAE/4"] == replace(ATTACKS["SOAE"], steps=4)
+    assert lines["PGD"].extra["steps"] == [1, 3, 4, 8, 40]  # its own 3 as well
+    assert lines["two"].extra["steps"] == [2, 3, 4, 20]  # 1 gradient is too little for two restarts
+    assert lines["ASOD"].extra["steps"] == [1, 2, 13]  # 3 gradients each
+    # A second-order step costs up to 13 here: 1 gradient and 6 exact products.
+    assert lines["SOAE"].extra["steps"] == [2, 3]
+    assert recorder.jobs["curves/gradients/SOAE/3"] == replace(ATTACKS["SOAE"], steps=3)
+    # A budget of 4 is too small for one second-order step.
+    for budget in (8, 20, 40):
+        assert recorder.jobs[f"curves/gradients/budget/{budget}"] == SOAE(0.3, gradients=budget)
+    plans = [SOAE(0.3, gradients=budget).plan() for budget in (8, 20, 40)]
+    assert lines["budget"].extra["steps"] == [plan.restarts * plan.steps for plan in plans]
+    for budget in (8, 20, 40):
+        assert recorder.results[f"curves/gradients/budget/{budget}"].gradient_calls.max() <= budget
     for name, line in lines.items():
         want = sorted(result.gradients for job, result in recorder.results.items() if f"/{name}/" in job)
         assert line.x == want == line.extra["gradients"]
@@ -96,6 +113,31 @@ def test_against_iterations_a_longer_run_begins_as_a_shorter_one(recorder, data)
         assert line.x == [1, 2, 4]
         assert line.y == sorted(line.y, reverse=True)
         assert line.y[-1] < line.y[0]
+
+
+def test_the_studies_of_second_order_steps_take_plain_ones_from_a_budget(recorder, data):
+    """Ten of them, in the direction of the attack where it has what is studied."""
+    budget = SOAE(0.3, gradients=40, direction="auto", second_order_steps=1, seed=2)
+    plain = SOAE(0.3, steps=10, direction="auto", second_order_steps="all", seed=2)
+    attacks = {"SOAE": budget, "APGD": APGD(0.3, steps=100)}
+    iterations_curve(recorder, data, attacks, [1, 3])
+    assert recorder.jobs["curves/iterations/SOAE/3"] == replace(plain, steps=3)
+    assert recorder.jobs["curves/iterations/APGD/3"] == APGD(0.3, steps=3)
+    fd_step_curve({"net": recorder}, data, replace(budget, direction="power"), [1e-2])
+    assert recorder.jobs["curves/fd_step/net/exact"] == replace(plain, direction="power")
+    by_differences = replace(plain, direction="power", hvp="finite-difference", fd_step=1e-2)
+    assert recorder.jobs["curves/fd_step/net/0.01"] == by_differences
+    threshold_curve(recorder, data, budget, [1e-1], max_dim=3)
+    exact = recorder.jobs["curves/threshold/exact products/0.1"]
+    assert exact == replace(plain, max_dim=3, threshold=0.1)
+    eps_curve(recorder, data, {"SOAE": budget}, [0.1])
+    assert recorder.jobs["curves/eps/SOAE/0.1"] == replace(budget, eps=0.1)
+
+
+def test_thresholds_are_studied_on_a_direction_that_has_one(recorder, data):
+    threshold_curve(recorder, data, SOAE(0.3, direction="frank-wolfe", gradients=40), [1e-1], max_dim=2)
+    exact = recorder.jobs["curves/threshold/exact products/0.1"]
+    assert (exact.direction, exact.steps, exact.plan().second_order_steps) == ("ascent", 10, 10)
 
 
 def test_against_the_difference_step_on_several_networks(recorder, data):

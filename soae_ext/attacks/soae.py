@@ -180,6 +180,11 @@ class SOAE(Attack):
             return None
         return _GRADIENTS if self.gradients is None else self.gradients
 
+    @property
+    def step_cost(self) -> int:
+        """Gradients that a second-order step costs at most."""
+        return 1 + self._products(self.plan().max_dim) * _PRODUCT_COST[self.hvp]
+
     def plain(self, steps: int = 10) -> SOAE:
         """This attack with as many second-order steps, where it spends a budget; otherwise itself."""
         return self if self.steps else replace(self, steps=steps, gradients=None, second_order_steps="all")
@@ -245,7 +250,6 @@ class SOAE(Attack):
     def _run(self, task: Task) -> Tensor:
         plan = self.plan()
         task.limit = self.budget
-        second_order = 1 + self._products(plan.max_dim) * _PRODUCT_COST[self.hvp]
         dims = torch.zeros(len(task.x), plan.restarts, plan.steps, dtype=torch.int64, device=task.x.device)
         workspace = Workspace()
         for restart in range(plan.restarts):
@@ -253,7 +257,7 @@ class SOAE(Attack):
             objective = self._objective(task, restart % 2 == 1 and plan.rotate_loss)
             for step in range(plan.steps):
                 second = restart * plan.steps + step < plan.second_order_steps
-                task.retire(second_order if second else 1)
+                task.retire(self.step_cost if second else 1)
                 if second:
                     if restart + step > 0 or plan.random_start:
                         task.evaluate()

@@ -13,10 +13,11 @@ from typing import Protocol
 from torch import Tensor
 
 from .._names import unknown_name
-from ..attacks import APGD, FGSM, PGD, SOAE, Attack, AutoAttack
+from ..attacks import APGD, PGD, SOAE, Attack
 from ..data import ImageData
 from .measure import Measurement
 from .series import CURVE_KEYS, Curve, Series
+from .variants import size_of, total_steps, with_budgets, with_eps, with_fd_step, with_steps
 
 __all__ = [
     "CURVE_KEYS",
@@ -50,7 +51,7 @@ class Preset:
 
     Attributes:
         radii: multiples of the radius of each attack.
-        budgets: steps of the iterative attacks, for robust accuracy against gradients.
+        budgets: gradients that an image may cost, for robust accuracy against gradients.
         iterations: numbers of iterations.
         fd_steps: finite-difference steps in pixel units.
         thresholds: relative residuals at which a solve ends.
@@ -68,7 +69,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "quick": Preset(
         radii=(0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
-        budgets=(1, 4, 20),
+        budgets=(1, 10, 20, 40, 100),
         iterations=(1, 2, 4, 10, 20),
         fd_steps=tuple(10.0**power for power in range(-6, 1)),
         thresholds=(1e-4, 1e-3, 1e-2, 1e-1),
@@ -76,7 +77,7 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "full": Preset(
         radii=(0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        budgets=(1, 2, 5, 10, 20, 40, 100),
+        budgets=(1, 2, 5, 10, 20, 40, 100, 200, 400),
         iterations=(1, 2, 3, 4, 5, 7, 10, 14, 20),
         fd_steps=tuple(10.0 ** (power / 2) for power in range(-12, 1)),
         thresholds=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 10**-0.5),
@@ -107,8 +108,7 @@ def eps_curve(
     series = []
     for name, attack in attacks.items():
         points = [
-            (radius, _run(runner, data, "eps", name, radius, _with_eps(attack, radius)))
-            for radius in sorted(set(radii))
+            (radius, _run(runner, data, "eps", name, radius, with_eps(attack, radius))) for radius in sorted(set(radii))
         ]
         series.append(_series(name, points))
     norm = next(iter(attacks.values())).norm if attacks else "Linf"
@@ -124,23 +124,27 @@ def gradients_curve(
     attacks: Mapping[str, Attack],
     budgets: Sequence[int],
 ) -> Curve:
-    """Robust accuracy of every attack against the gradients that it spent, measured, at several numbers of steps.
+    """Robust accuracy of every attack against the gradients that it spent, measured, at several budgets.
 
-    The attack's own number of steps is always among them. FGSM, and AutoAttack as the referee that it is, give one
-    point. Arguments as in :func:`eps_curve`; `budgets` are the numbers of steps, at least 1.
+    A budget B is spent by SOAE as its `gradients`, or, where it was given a number of steps, in as many second-order
+    steps as B pays for at most; by the other iterative attacks in as many steps of all restarts. The attack as it was
+    given is always among them. FGSM, and AutoAttack as the referee that it is, give one point. Arguments as in
+    :func:`eps_curve`; `budgets` at least 1.
     """
     series = []
     for name, attack in attacks.items():
-        variants = _with_steps(attack, {*budgets, attack.steps})
-        runs = [(each.steps, _run(runner, data, "gradients", name, each.steps, each)) for each in variants]
-        line = _series(name, sorted(((m.gradients, m) for _, m in runs), key=lambda point: point[0]))
-        counts = [float(count) for count, _ in sorted(runs, key=lambda run: run[1].gradients)]
-        series.append(replace(line, extra={"steps": counts, **line.extra}))
+        runs = [
+            (total_steps(each), _run(runner, data, "gradients", name, size_of(each), each))
+            for each in with_budgets(attack, budgets)
+        ]
+        runs.sort(key=lambda run: run[1].gradients)
+        line = _series(name, [(m.gradients, m) for _, m in runs])
+        series.append(replace(line, extra={"steps": [float(count) for count, _ in runs], **line.extra}))
     return Curve(
         "gradients", "Robust accuracy against cost", "gradients per image (mean, measured)", "robust accuracy", True,
         series,
         "An exact Hessian-vector product counts as two gradients, a one-sided difference as one. Images that are "
-        "fooled cost nothing further, so the mean lies below steps times cost of a step.",
+        "fooled cost nothing further, so the mean lies below what an image may cost.",
     )  # fmt: skip
 
 
@@ -150,7 +154,7 @@ def iterations_curve(
     attacks: Mapping[str, Attack],
     iterations: Sequence[int],
 ) -> Curve:
-    """Robust accuracy of SOAE, PGD and APGD against the number of iterations T.
+    """Robust accuracy of SOAE, PGD and APGD against the number of iterations T; all those of SOAE are of second order.
 
     Every T is a run of its own, with the step size that the attack chooses for that T; where a step size was given, the
     run to T is the beginning of the run to any larger T, since random numbers do not depend on T. Arguments as in
@@ -160,14 +164,14 @@ def iterations_curve(
     for name, attack in attacks.items():
         if isinstance(attack, _STEPPED):
             points = [
-                (float(t), _run(runner, data, "iterations", name, t, replace(attack, steps=t)))
+                (float(t), _run(runner, data, "iterations", name, t, with_steps(attack, t)))
                 for t in sorted(set(iterations))
             ]
             series.append(_series(name, points))
     return Curve(
         "iterations", "Robust accuracy against iterations", "iterations T", "robust accuracy", False, series,
-        "Each T is a run of its own with the step size for that T. One iteration of SOAE costs several gradients, one "
-        "of PGD costs one: for a comparison at equal cost see the curve against gradients.",
+        "Each T is a run of its own with the step size for that T; those of SOAE are second-order steps. One of them "
+        "costs several gradients, one of PGD one: for a comparison at equal cost see the curve against gradients.",
     )  # fmt: skip
 
 
@@ -184,14 +188,15 @@ def fd_step_curve(
     Args:
         runners: one per network, by its name.
         data: the images.
-        soae: the attack; its products are replaced.
+        soae: the attack; its products are replaced, and a budget by 10 second-order steps.
         steps: lengths of the difference step in pixel units, positive.
     """
     series = []
+    soae = soae.plain()
     exact = replace(soae, hvp="double-backward" if soae.hvp == "double-backward" else "traced", fd_step=None)
     for network, runner in runners.items():
         reference = _run(runner, data, "fd_step", network, "exact", exact)
-        points = [(h, _run(runner, data, "fd_step", network, h, _with_fd_step(soae, h))) for h in sorted(set(steps))]
+        points = [(h, _run(runner, data, "fd_step", network, h, with_fd_step(soae, h))) for h in sorted(set(steps))]
         line = _series(network, points)
         series.append(replace(line, extra={"exact": [reference.robust.share] * len(points), **line.extra}))
     return Curve(
@@ -215,16 +220,17 @@ def threshold_curve(
     Args:
         runner: attacks the network.
         data: the images.
-        soae: the attack; its threshold, products and largest dimension are replaced, and a direction that solves no
-            linear system by `"ascent"`.
+        soae: the attack; its threshold, products and largest dimension are replaced, a budget by 10 second-order
+            steps, and a direction that solves no linear system by `"ascent"`.
         thresholds: as the field of :class:`soae_ext.attacks.SOAE`.
         max_dim: largest Krylov dimension, large enough not to end the solves before the threshold does.
     """
     direction = soae.direction if soae.direction in ("ascent", "paper", "auto") else "ascent"
+    soae = soae.plain()
     base = replace(soae, direction=direction, max_dim=max_dim)
     exact = replace(base, hvp="double-backward" if soae.hvp == "double-backward" else "traced", fd_step=None)
     series = []
-    for name, attack in (("exact products", exact), ("finite differences", _with_fd_step(base, soae.fd_step))):
+    for name, attack in (("exact products", exact), ("finite differences", with_fd_step(base, soae.fd_step))):
         points = [
             (tau, _run(runner, data, "threshold", name, tau, replace(attack, threshold=tau)))
             for tau in sorted(set(thresholds))
@@ -333,32 +339,6 @@ def _series(name: str, points: Sequence[tuple[float, Measurement]]) -> Series:
         [high for _, high in intervals],
         extra,
     )
-
-
-def _with_eps(attack: Attack, radius: float) -> Attack:
-    if isinstance(attack.eps, Tensor):
-        raise ValueError("curves: eps needs one radius for all images, not one for each")
-    if attack.step_size is None or attack.eps == 0:
-        return replace(attack, eps=radius)
-    # A step size must be positive; in a ball of radius 0 it has no meaning.
-    return replace(attack, eps=radius, step_size=attack.step_size * radius / attack.eps or None)
-
-
-def _with_fd_step(soae: SOAE, h: float | None) -> SOAE:
-    return replace(soae, hvp="finite-difference", fd_step=h)
-
-
-def _with_steps(attack: Attack, counts: Iterable[int]) -> list[Attack]:
-    """The attack with each of these numbers of steps that it can make, ascending; AutoAttack and FGSM as they are."""
-    if isinstance(attack, (FGSM, AutoAttack)):
-        return [attack]
-    variants = []
-    for count in sorted(set(counts)):
-        try:
-            variants.append(replace(attack, steps=count))
-        except ValueError:  # fewer steps than the attack's schedule needs
-            continue
-    return variants
 
 
 def _radii(attacks: Mapping[str, Attack], factors: Sequence[float]) -> list[float]:
