@@ -36,7 +36,11 @@ def noise(context: SanityContext) -> Outcome:
 @check(_GROUP, "iterations beat a single step", f"FGSM does not fool more (sign test, p < {LEVEL})")
 def single_step(context: SanityContext) -> Outcome:
     """Every iterative gradient attack of the evaluation, and PGD-20, against FGSM."""
-    iterative = {name: attack for name, attack in context.gradient_attacks.items() if attack.steps > 1}
+    iterative = {
+        name: attack
+        for name, attack in context.gradient_attacks.items()
+        if attack.steps > 1 or (isinstance(attack, SOAE) and attack.budget is not None)
+    }
     return _each(
         context,
         iterative,
@@ -73,13 +77,13 @@ def _each(
 
 @check(_GROUP, "SOAE against PGD at equal gradients", "the 95 % interval does not lie below zero")
 def equal_pgd(context: SanityContext) -> Outcome:
-    """PGD with as many steps as SOAE spends gradients on an image that it does not fool."""
+    """PGD with as many steps as SOAE may spend gradients on an image, or spends on one that it does not fool."""
     return _equal_cost(context, "PGD")
 
 
 @check(_GROUP, "SOAE against APGD at equal gradients", "the 95 % interval does not lie below zero")
 def equal_apgd(context: SanityContext) -> Outcome:
-    """Auto-PGD on cross-entropy with as many steps as SOAE spends gradients on an image that it does not fool."""
+    """Auto-PGD on the loss of SOAE with as many steps as SOAE may spend gradients on an image, or spends."""
     return _equal_cost(context, "APGD")
 
 
@@ -88,7 +92,7 @@ def _equal_cost(context: SanityContext, rival: str) -> Outcome:
     for name, attack in context.attacks.items():
         if not isinstance(attack, SOAE) or name not in context.results:
             continue
-        steps = _gradients(context, name)
+        steps = _gradients(context, name) if attack.budget is None else attack.budget
         first, second = context.fooled(name), _rival(context, rival, steps, attack)
         gap, low, high = (100 * part for part in paired_difference(~second, ~first))
         found.append(
