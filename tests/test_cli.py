@@ -15,12 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from soae_ext import cli
-from soae_ext.attacks import SOAE
 from soae_ext.data import shipped_file
 from soae_ext.plots import image_grid, pick
 from tests.cli_harness import assert_refused, call, process, refuse
 
-SOAE_NAME = f"SOAE-{SOAE(0.3).steps}"
+NAMES = ["FGSM", "PGD-100", "APGD-100", "SOAE"]
 
 
 def test_a_run_prints_a_table_and_writes_a_report_and_a_figure(tmp_path):
@@ -30,21 +29,23 @@ def test_a_run_prints_a_table_and_writes_a_report_and_a_figure(tmp_path):
     assert run.returncode == 0, err
     lines = out.splitlines()
     assert lines[0] == "30 images of the shipped digits, Linf eps = 0.3, seed 0"
-    assert [line.split()[0] for line in lines[4:]] == ["clean", "FGSM", "PGD-20", SOAE_NAME]
-    assert "90/90" in err
+    assert [line.split()[0] for line in lines[4:]] == ["clean", *NAMES]
+    assert "120/120" in err
     content = json.loads(report.read_text(), parse_constant=refuse)
     assert content["config"]["eps"] == 0.3
     assert content["data"]["images"] == 30
     assert content["versions"]["torch"] == torch.__version__
     names = [attack["name"] for attack in content["attacks"]]
-    assert names == ["FGSM", "PGD-20", SOAE_NAME]
+    assert names == NAMES
     for attack in content["attacks"]:
         robust = attack["robust"]
         low, high = robust["interval_95"]
         assert low <= robust["accuracy"] <= high
         assert robust["correct"] <= content["clean"]["correct"]
         assert attack["options"]["eps"] == 0.3
-        assert (attack["krylov_dims"] is None) == (attack["name"] != SOAE_NAME)
+        assert (attack["krylov_dims"] is None) == (attack["name"] != "SOAE")
+        assert attack["gradients_per_image"] <= 100
+    assert content["attacks"][3]["options"]["plan"]["restarts"] == 5
     with Image.open(figure) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.std() > 20
@@ -81,10 +82,14 @@ def test_norm_steps_and_direction_reach_the_attacks(capfd, tmp_path):
     status, out, _ = call(capfd, "attack", *words, str(tmp_path / "run.json"))
     assert status == 0
     assert "L2 eps = 2, seed 3" in out
-    _, pgd, soae = json.loads((tmp_path / "run.json").read_text())["attacks"]
-    assert (pgd["name"], soae["name"]) == ("PGD-2", "SOAE-2 (auto)")
+    _, pgd, apgd, soae = json.loads((tmp_path / "run.json").read_text())["attacks"]
+    assert (pgd["name"], apgd["name"], soae["name"]) == ("PGD-2", "APGD-2", "SOAE-2 (auto)")
     assert (pgd["options"]["norm"], pgd["options"]["seed"], pgd["options"]["steps"]) == ("L2", 3, 2)
     assert (soae["options"]["direction"], soae["options"]["normalize"]) == ("auto", "L2")
+    words = ("--n", "4", "--attack", "PGD", "PGD-3", "SOAE:gradients=20", "SOAE", "--steps", "2")
+    status, out, err = call(capfd, "attack", *words)
+    assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines()[5:]] == ["PGD-2", "PGD-3", "SOAE:gradients=20", "SOAE-2"]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["attack", "--help"], ["evaluate", "--help"], ["doctor", "--help"]])
@@ -95,7 +100,17 @@ def test_help(capfd, words):
     expected = {
         "--help": cli.COMMANDS,
         "attack": (*options, "--output", "--figure"),
-        "evaluate": (*options[:2], *options[3:], "--output", "--curves", "--compare", "--referee", "--threads"),
+        "evaluate": (
+            *options[:2],
+            *options[3:],
+            "--output",
+            "--curves",
+            "--compare",
+            "--referee",
+            "--threads",
+            "--layer",
+            "--figures",
+        ),
         "doctor": ("--output",),
     }
     for word in expected[words[0]]:

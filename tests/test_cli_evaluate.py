@@ -9,6 +9,7 @@ import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,13 +17,17 @@ from safetensors.torch import save_file
 
 from soae_ext import cli
 from soae_ext.attacks import FGSM, PGD, SOAE
+from soae_ext.attacks.soae import Direction
+from soae_ext.commands.inputs import DEFAULT_ATTACKS, parse_attacks
 from soae_ext.data import load_digits, shipped_file
 from soae_ext.evaluation import Accuracy, wilson_interval
+from soae_ext.evaluation.notes import attack_notes
 from soae_ext.evaluation.sanity import Check
+from soae_ext.evaluation.variants import most_gradients
 from soae_ext.models import digits_network
 from tests.cli_harness import assert_refused, call, refuse
 
-CHECKS = [Check("one", "fail", "3", "2", "Too large."), Check("two", "pass", "1", "2", "Small.")]
+CHECKS = [Check("one", "fail", "3", "2", "Too large.", "solver"), Check("two", "pass", "1", "2", "Small.")]
 COMMON = ("--batch-size", "4", "--curves", "none")
 SHIPPED = str(shipped_file("digits_cnn.safetensors"))
 
@@ -39,6 +44,7 @@ def written(tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("evaluate"), io.StringIO()
     words = ["--n", "10", "--attack", "FGSM", "PGD-3", "SOAE-2:max_dim=2", "--eps", "3/10", "--seed", "7"]
     words += ["--batch-size", "4", "--curves", "eps", "fd_step", "--compare", f"same={SHIPPED}", "--examples", "2"]
+    words += ["--layer", "features.0", "--figures", str(folder / "figures")]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.setattr("soae_ext.evaluation.study.sanity_section", lambda context: CHECKS)
         assert cli.main(["evaluate", *words, "--output", str(folder / "run.json")]) == 0
@@ -47,7 +53,9 @@ def written(tmp_path_factory):
 
 def test_everything_is_written(written):
     folder, out, document = written
-    assert sorted(path.name for path in folder.iterdir()) == ["run.html", "run.json", "run.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["figures", "run.html", "run.json", "run.md"]
+    names = ("accuracy", "curve-eps", "curve-fd_step", "edges", "examples", "feature-maps", "features")
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == [f"{name}.png" for name in names]
     lines = out.splitlines()
     assert lines[0] == "10 images of the shipped digits, Linf eps = 0.3, seed 7"
     names = ["clean", "FGSM", "PGD-3", "SOAE-2:max_dim=2", "worst case"]
@@ -55,6 +63,7 @@ def test_everything_is_written(written):
     assert "Sanity checks: 1 pass, 1 fail" in out
     assert "FAIL one: 3 (limit 2). Too large." in out
     html, markdown = (folder / "run.html").read_text(), (folder / "run.md").read_text()
+    assert "| fail | solver | one | 3 | 2 | Too large. |" in markdown
     for name in names[1:4]:
         assert name in html
         assert name in markdown
@@ -98,7 +107,8 @@ def test_the_document_agrees_with_the_attacks(written):
     networks = document["curves"][1]["series"]
     assert [line["name"] for line in networks] == ["digits", "same"]
     assert networks[0]["y"] == networks[1]["y"]
-    assert document["features"]["layer"] == "features.2"
+    assert document["features"]["layer"] == "features.0"  # as --layer said
+    assert "features.0" in (written[0] / "run.html").read_text()
     assert len(document["edges"]) == 4
     assert document["versions"]["torch"] == torch.__version__
     assert document["versions"]["threads"] == torch.get_num_threads()
@@ -106,6 +116,32 @@ def test_the_document_agrees_with_the_attacks(written):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", document["date"])
     assert document["sanity"][0]["verdict"] == "fail"
     assert document["data"]["images"] == 10
+
+
+def test_the_notes_tell_the_sign_and_the_gradients(written):
+    notes = " ".join(written[2]["notes"])
+    assert "SOAE-2:max_dim=2 steps along +H^-1 g, the direction with the sign that ascends" in notes
+    # 1 gradient, 2 products and one for the residual, at each of two steps.
+    assert "What an image may cost: FGSM 1, PGD-3 3, SOAE-2:max_dim=2 14. No PGD or APGD here costs as much" in notes
+    for name in ("run.md", "run.html"):
+        assert "at equal gradients" in (written[0] / name).read_text()
+
+
+def test_the_notes_of_other_attacks():
+    attacks = {"PGD-100": PGD(0.3, steps=50, restarts=2), "SOAE": SOAE(0.3)}
+    first, second = attack_notes(attacks)
+    assert first.startswith("SOAE steps along +H^-1 g")
+    assert second.endswith("What an image may cost: PGD-100 100, SOAE 100.")
+    assert attack_notes({"PGD": PGD(0.3)}) == []
+    for direction in get_args(Direction):
+        (sign, _) = attack_notes({"it": SOAE(0.3, steps=1, direction=direction)})
+        assert sign.startswith("it steps ")
+        assert ("lowers the loss" in sign) == (direction in ("ascent", "auto", "damped", "paper"))
+
+
+def test_the_default_attacks_have_equal_gradients():
+    attacks = parse_attacks(DEFAULT_ATTACKS, 0.3)
+    assert [most_gradients(attack) for attack in attacks.values()] == [1, 100, 100, 100]
 
 
 def test_the_git_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
@@ -194,7 +230,13 @@ def test_a_network_by_import_path_is_evaluated_in_eval_mode_and_that_is_said(cap
         ("--compare pgd", "--compare: expected NAME=CHECKPOINT, got 'pgd'"),
         ("--compare pgd=/no/such", "--compare: no such file: /no/such"),
         ("--compare a=b --curves eps", "--compare: compares on the curve fd_step"),
-        ("--examples 3", "--examples: are shown in the report"),
+        ("--examples 3", "--examples: shows in the report; name its --output"),
+        ("--layer features.2", "--layer: shows in the report; name its --output"),
+        ("--layer feature.2 --output run.json", "--layer: unknown name 'feature.2'; did you mean 'features.2'?"),
+        ("--layer classifier.0 --output run.json", "--layer: the output of classifier.0 has shape (1, 96), which is"),
+        ("--figures .", "--figures: shows in the report; name its --output"),
+        ("--figures /no/such --output run.json", "--figures: no such directory: /no"),
+        ("--figures /dev/null --output run.json", "--figures: /dev/null is no directory"),
         ("--fresh", "--fresh: without --output nothing is kept"),
         ("--output run.html", "--output: must end in .json, got run.html"),
         ("--output /no/such/run.json", "--output: no such directory: /no/such"),

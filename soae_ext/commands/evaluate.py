@@ -22,12 +22,14 @@ from ..attacks.geometry import Norm
 from ..attacks.names import ATTACKS
 from ..data import ImageData
 from ..evaluation import FailedElsewhere, Precision, Progress, Runner, Shard, Store, table
+from ..evaluation.features import activation_maps
 from ..evaluation.quality import metrics_version
 from ..evaluation.study import Study, make_study
 from ..models.base import family_of
 from .curves import choose_curves
 from .errors import CommandError, blaming
 from .inputs import (
+    DEFAULT_ATTACKS,
     Number,
     attacking,
     choose_batch_size,
@@ -40,7 +42,7 @@ from .inputs import (
     threads,
     uses_eval_mode,
 )
-from .outputs import Outputs, write_outputs
+from .outputs import Outputs, check_directory, write_outputs
 
 __all__ = ["Options", "run"]
 
@@ -49,10 +51,11 @@ __all__ = ["Options", "run"]
 class Options:
     """Evaluate a classifier under several attacks: per-example worst case, curves, analyses and sanity checks.
 
-    Without options: FGSM, PGD and the second-order attack SOAE on the network and the 1,000 MNIST test images that
-    the package ships, in a few minutes. With --output FILE.json, FILE.md and FILE.html (pictures, one file, readable
-    without a network) are written beside it; until they are, the results of every batch are kept in FILE.json.parts,
-    and an interrupted run continues when the same command is run again. The folder is removed at the end.
+    Without options: FGSM, and with 100 gradients for each image PGD, APGD and the second-order attack SOAE, on the
+    network and the 1,000 MNIST test images that the package ships, in a few minutes. With --output FILE.json, FILE.md
+    and FILE.html (pictures, one file, readable without a network) are written beside it; until they are, the results of
+    every batch are kept in FILE.json.parts, and an interrupted run continues when the same command is run again. The
+    folder is removed at the end.
     `torchrun --nproc-per-node=2 -m soae_ext.cli -- evaluate ...` shares the batches between processes.
     Exit status: 0 done, 2 bad input, 130 interrupted.
     """
@@ -69,9 +72,9 @@ class Options:
     """Split of the data."""
     n: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """Take the first N images only."""
-    attack: Annotated[tuple[str, ...], arg(metavar="SPEC [SPEC ...]")] = ("FGSM", "PGD", "SOAE")
+    attack: Annotated[tuple[str, ...], arg(metavar="SPEC [SPEC ...]")] = DEFAULT_ATTACKS
     """Attacks: NAME[-STEPS][:key=value,...] with NAME of FGSM, PGD, APGD, ASOD, SOAE, AutoAttack and the options of its
-    class as keys: PGD-100:loss=dlr,restarts=4, SOAE-4:direction=paper, AutoAttack:version=rand."""
+    class as keys: PGD-100:loss=dlr,restarts=4, SOAE:gradients=40, SOAE-4:direction=paper, AutoAttack:version=rand."""
     eps: Annotated[
         Number | None,
         arg(metavar="FLOAT", help_behavior_hint="(default: grey images 0.3, L2 2, L1 10; colour 8/255, L2 0.5, L1 12)"),
@@ -103,6 +106,10 @@ class Options:
     for a large network on a CPU."""
     examples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 8, of large images 4)")] = None
     """Images shown in the HTML report."""
+    layer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: chosen by its resolution)")] = None
+    """Module of the network whose feature maps the report shows, e.g. features.2."""
+    figures: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Write the charts and picture grids of the report here too, as PNG; the directory is made if need be."""
     output: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None
     """Write everything here as JSON, and FILE.md and FILE.html beside it."""
     fresh: bool = False
@@ -137,6 +144,9 @@ def _run(options: Options, line: str, shard: Shard) -> int:
     model = read_model(options.model, options.checkpoint)
     data = read_data(options.data, options.split, options.n)
     classes = fit(model, data)
+    if options.layer is not None:
+        with blaming():
+            activation_maps(model, options.layer, data.images[:1])
     others = _others(options, data)
     eps = default_eps(options.norm, data.images.shape[1]) if options.eps is None else options.eps
     attacks = parse_attacks(options.attack, eps, norm=options.norm, seed=options.seed)
@@ -158,6 +168,7 @@ def _run(options: Options, line: str, shard: Shard) -> int:
             seed=options.seed,
             referee=options.referee,
             sanity=options.sanity,
+            layer=options.layer,
         )
     study.notes[:0] = [*_notes(options, runner), *curves.notes]
     if not shard.leader:
@@ -174,10 +185,12 @@ def _run(options: Options, line: str, shard: Shard) -> int:
             **study.as_json(attacks, data),
         }
         with blaming("--output"):
-            write_outputs(document, study, runner, data, outputs, examples=options.examples)
+            write_outputs(document, study, runner, data, outputs, examples=options.examples, figures=options.figures)
             if runner.store:
                 runner.store.remove()
         print(f"\nWritten: {outputs.json}, {outputs.markdown} and {outputs.html}")
+        if options.figures is not None:
+            print(f"Figures: {options.figures}")
     return 0
 
 
@@ -198,11 +211,15 @@ def _check(options: Options) -> Outputs | None:
     if options.output is None:
         if options.fresh:
             raise CommandError("--fresh: without --output nothing is kept of an earlier run; name the output")
-        if options.examples is not None:
-            raise CommandError("--examples: are shown in the report; name its --output")
+        for name, value in (("examples", options.examples), ("layer", options.layer), ("figures", options.figures)):
+            if value is not None:
+                raise CommandError(f"--{name}: shows in the report; name its --output")
         return None
     if options.output.suffix != ".json":
         raise CommandError(f"--output: must end in .json, got {options.output}; the .md and .html stand beside it")
+    if options.figures is not None:
+        with blaming("--figures"):
+            check_directory(options.figures)
     outputs = Outputs.beside(options.output)
     with blaming("--output"):
         for path in (outputs.json, outputs.markdown, outputs.html):

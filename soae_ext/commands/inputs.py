@@ -21,6 +21,7 @@ from ..models import check_model, load_model, needs_checkpoint
 from .errors import CommandError, blaming, reason
 
 __all__ = [
+    "DEFAULT_ATTACKS",
     "Number",
     "attacking",
     "choose_batch_size",
@@ -45,6 +46,9 @@ Number = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
+
+# Apart from the single step, all with as many gradients for each image: the budget of SOAE.
+DEFAULT_ATTACKS = ("FGSM", "PGD-100", "APGD-100", "SOAE")
 
 # Radii that are common in the literature: for grey images those of MNIST, for colour images those of CIFAR-10.
 _GREY = {"Linf": 0.3, "L2": 2.0, "L1": 10.0}

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .._files import replacing
-from ..attacks import Attack
+from ..attacks import SOAE, Attack
 from ..data import ImageData
 from .accuracy import paired_difference
 from .measure import Clean, Measurement, WorstCase
@@ -45,8 +45,9 @@ def write_json(document: Mapping[str, object], path: Path) -> None:
 
 
 def attack_options(attack: Attack) -> dict[str, object]:
-    """The options of an attack, and the name of its class."""
-    return {"class": type(attack).__name__, **asdict(attack)}
+    """The options of an attack, the name of its class, and of SOAE the plan that they come to."""
+    plan = {"plan": attack.plan()._asdict()} if isinstance(attack, SOAE) else {}
+    return {"class": type(attack).__name__, **asdict(attack), **plan}
 
 
 def attack_entries(attacks: Mapping[str, Attack], measurements: Sequence[Measurement]) -> list[dict[str, object]]:

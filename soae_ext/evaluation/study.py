@@ -15,6 +15,7 @@ from .document import attack_entries, data_entry, example_entries
 from .edges import EdgeStatistics, edge_analysis
 from .features import FeatureAnalysis, feature_analysis
 from .measure import Clean, Measurement, WorstCase, worst_case
+from .notes import attack_notes
 from .provenance import git_commits, hardware, versions
 from .runner import Runner
 from .sanity import Check, SanityContext, sanity_section
@@ -68,6 +69,7 @@ def make_study(
     seed: int,
     referee: bool,
     sanity: bool = True,
+    layer: str | None = None,
 ) -> Study:
     """Run everything; every process of the runner's shard must call it.
 
@@ -81,6 +83,7 @@ def make_study(
         eps, norm, seed: what the attacks share.
         referee: run AutoAttack on all images.
         sanity: run the sanity checks; without them the section is empty and the notes say so.
+        layer: name of the module whose features are analysed; `None` chooses one.
 
     Raises:
         ValueError, TypeError: an attack cannot be run on this network.
@@ -114,7 +117,9 @@ def make_study(
         network=runner.network,
     )
     checks = sanity_section(context) if sanity else []
-    notes = [] if sanity else ["The sanity checks were not run."]
+    notes = attack_notes(attacks)
+    if not sanity:
+        notes.append("The sanity checks were not run.")
     moved = {m.name: m.x_adv for m in measurements}
     features = None
     edges: list[EdgeStatistics] = []
@@ -126,6 +131,7 @@ def make_study(
                 data.images,
                 moved,
                 {m.name: m.success for m in measurements},
+                layer=layer,
                 device=runner.device,
                 batch_size=runner.batch_size,
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attacks import APGD, ASOD, FGSM, SOAE, Attack, AutoAttack
 
-__all__ = ["size_of", "total_steps", "with_budgets", "with_eps", "with_fd_step", "with_steps"]
+__all__ = ["most_gradients", "size_of", "total_steps", "with_budgets", "with_eps", "with_fd_step", "with_steps"]
 
 
 def with_eps(attack: Attack, radius: float) -> Attack:
@@ -56,6 +56,16 @@ def _step_cost(attack: Attack) -> int:
     if isinstance(attack, APGD):
         return attack.targets or 1
     return attack.samples if isinstance(attack, ASOD) else 1
+
+
+def most_gradients(attack: Attack) -> int | None:
+    """Gradients that an image may cost, vanishing ones aside; `None` of AutoAttack, which decides as it goes."""
+    if isinstance(attack, AutoAttack):
+        return None
+    if isinstance(attack, SOAE):
+        plan = attack.plan()
+        return attack.budget or plan.restarts * plan.steps + plan.second_order_steps * (attack.step_cost - 1)
+    return attack.restarts * attack.steps * _step_cost(attack)
 
 
 def size_of(attack: Attack) -> int:
