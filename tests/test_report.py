@@ -79,7 +79,7 @@ def evaluated():
         "features": feature_analysis(runner.model, data.images, moved, success).as_json(),
         "sanity": [
             {"name": "first check", "verdict": "pass", "value": "1", "limit": "2", "text": "Good."},
-            {"name": "second check", "verdict": "fail", "value": "9", "limit": "2", "text": "Bad."},
+            {"name": "second check", "verdict": "fail", "value": "9", "limit": "2", "text": "Bad.", "group": "solver"},
         ],
         "notes": ["The sign is plus."],
     }
@@ -93,14 +93,18 @@ def read(evaluated):
     return Reader(page(*evaluated[:2]))
 
 
-def test_every_section_and_the_contents(read):
+def test_every_section_and_the_contents(read, evaluated):
     ids = [attributes["id"] for attributes in read.all("section")]
     assert ids == [
         "summary", "results", "notes", "worst-case", "sanity", "examples", "perturbations", "curves", "edges",
         "features", "setup",
     ]  # fmt: skip
     links = [attributes["href"] for attributes in read.all("a")]
-    assert links == ["#main", *(f"#{name}" for name in ids)]
+    curves = [f"#curve-{curve['key']}" for curve in evaluated[0]["curves"]]
+    assert links == ["#main", *(f"#{name}" for name in ids), *curves]
+    targets = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(set(targets)) == len(targets)
+    assert {link[1:] for link in links} <= set(targets)
     assert read.all("html") == [{"lang": "en"}]
     assert len(read.all("main")) == len(read.all("nav")) == len(read.all("h1")) == 1
 
@@ -119,6 +123,8 @@ def test_the_numbers_of_the_document_are_there(read, evaluated):
 def test_failures_stand_above_all_numbers(read, evaluated):
     text = read.text
     assert text.index("Sanity checks failed") < text.index("second check") < text.index("Clean accuracy")
+    for word in ("solver", "Bad."):
+        assert word in text[text.rindex("second check") :]
     assert text.rindex("second check") < text.rindex("first check")
     quiet = {**evaluated[0], **WITHOUT_CHARTS, "sanity": evaluated[0]["sanity"][:1]}
     assert "Sanity checks: no failure (1 pass)" in Reader(page(quiet, evaluated[1])).text

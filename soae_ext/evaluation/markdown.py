@@ -78,8 +78,10 @@ def _worst_case(document: Document) -> list[str]:
 
 
 def _sanity(document: Document) -> list[str]:
-    rows = [[check["verdict"], check["name"], check["value"], check["limit"]] for check in document.get("sanity") or ()]
-    return ["## Sanity checks", _table([["verdict", "check", "value", "limit"], *rows])] if rows else []
+    columns = ("verdict", "group", "name", "value", "limit", "text")
+    rows = [[check[column] for column in columns] for check in document.get("sanity") or ()]
+    head = ["verdict", "group", "check", "value", "limit", "meaning"]
+    return ["## Sanity checks", _table([head, *rows])] if rows else []
 
 
 def _curve(curve: Document) -> str:

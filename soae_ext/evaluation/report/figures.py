@@ -195,8 +195,12 @@ def _map(shown: Pictures, values: Tensor, alt: str) -> Markup:
 
 def curves(document: Document) -> Markup | None:
     """All curves, each with its numbers behind it."""
-    drawn = [_curve(Curve.from_json(each)) for each in document.get("curves") or ()]
-    return element("div", *drawn, class_="charts") if drawn else None
+    found = [Curve.from_json(each) for each in document.get("curves") or ()]
+    if not found:
+        return None
+    links = (element("li", element("a", curve.title, href=f"#curve-{curve.key}")) for curve in found)
+    drawn = element("div", *(_curve(curve) for curve in found), class_="charts")
+    return join([element("ul", *links), drawn])
 
 
 def _curve(curve: Curve) -> Markup:
@@ -216,7 +220,8 @@ def _curve(curve: Curve) -> Markup:
     head = ["", curve.x_label, f"{curve.y_label} (95 %)", *(_COLUMNS[key][0] for key in extra)]
     numbers = element("details", element("summary", "Numbers"), table(curve.title, head, rows))
     caption = element("figcaption", element("strong", curve.title), curve.note)
-    return element("figure", caption, chart(lambda theme: curve_chart(curve, theme), alt), numbers)
+    drawn = chart(lambda theme: curve_chart(curve, theme), alt)
+    return element("figure", caption, drawn, numbers, id=f"curve-{curve.key}")
 
 
 def _cell(key: str, value: float) -> str | None:

@@ -123,10 +123,17 @@ def sanity(document: Document) -> Markup | None:
 
 def _checks(caption: str, checks: Sequence[Mapping[str, Any]]) -> Markup:
     rows = [
-        [check["name"], _verdict(check["verdict"]), str(check["value"]), str(check["limit"]), check["text"]]
+        [
+            check["name"],
+            _verdict(check["verdict"]),
+            str(check.get("group", "")),
+            str(check["value"]),
+            str(check["limit"]),
+            check["text"],
+        ]
         for check in checks
     ]
-    return table(caption, ["check", "verdict", "value", "limit", "meaning"], rows, text_columns=(1, 2, 3, 4))
+    return table(caption, ["check", "verdict", "group", "value", "limit", "meaning"], rows, text_columns=range(1, 6))
 
 
 def _verdict(verdict: str) -> Markup:
