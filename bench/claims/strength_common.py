@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -126,9 +127,14 @@ def start(arguments: argparse.Namespace) -> Laboratory:
     return Laboratory(arguments.keep)
 
 
-def save(path: Path, laboratory: Laboratory, claim: str, content: dict[str, Any]) -> None:
-    """Write the numbers with the command, the commits and the machine that they came from."""
-    command = " ".join(["python", f"bench/claims/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+def save(
+    path: Path, laboratory: Laboratory, claim: str, content: dict[str, Any], earlier: dict[str, Any] | None = None
+) -> None:
+    """Write the numbers with the commands, commits and machine that they came from; `earlier` is what they add to."""
+    command = " ".join(["python", f"bench/claims/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])])
+    before = earlier["command"] if earlier else []
+    commands = [*([before] if isinstance(before, str) else before), command]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, strict({"claim": claim, "command": command, "machine": laboratory.machine, **content}))
+    record = {"claim": claim, "command": commands, "machine": laboratory.machine, **content}
+    write_json(path, strict(record))
     print(f"wrote {path}")

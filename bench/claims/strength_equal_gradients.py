@@ -13,6 +13,7 @@ the main attacks are run on them, and with 400 gradients.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,15 @@ def chosen(norm: str, eps: float, budget: int, whole: bool) -> dict[str, Attack]
 
 
 def study(
-    laboratory: Laboratory, data: ImageData, setting: str, budget: int, seeds: int, whole: bool
+    laboratory: Laboratory, data: ImageData, setting: str, budget: int, seeds: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """All attacks with one budget on one network in one ball."""
     key, norm, radius = setting.split("/")
     eps = float(radius)
     rows = []
-    for name, attack in chosen(norm, eps, budget, whole).items():
+    for name, attack in chosen(norm, eps, budget, len(data) > 1000).items():
+        if arguments.only and name not in (OURS, *arguments.only):
+            continue
         row = laboratory.row(key, name, attack, data)
         more = [replace(attack, seed=seed) for seed in range(1, seeds)] if name in SEEDED else []
         others = [laboratory.row(key, f"{name}, seed {each.seed}", each, data)["robust"] for each in more]
@@ -100,6 +103,8 @@ def main() -> None:
     options.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="NETWORK/NORM/EPS")
     options.add_argument("--budgets", nargs="+", type=int, default=[40, 100, 400])
     options.add_argument("--seeds", type=int, nargs="+", default=[3, 1, 1], help="how many, for each of the budgets")
+    options.add_argument("--only", nargs="+", metavar="ATTACK", help="these attacks and SOAE")
+    options.add_argument("--add", action="store_true", help="to the studies that the output file holds already")
     options.add_argument("--data", type=Path, help="folder with mnist/*.parquet")
     options.add_argument("--n", type=int, default=1000)
     arguments: argparse.Namespace = options.parse_args()
@@ -108,15 +113,26 @@ def main() -> None:
         data = digits(arguments.n)
     else:
         data = load_data(f"mnist:{arguments.data / 'mnist'}", n=arguments.n)
-    whole = len(data) > 1000
     studies = [
-        study(laboratory, data, setting, budget, seeds, whole)
+        study(laboratory, data, setting, budget, seeds, arguments)
         for budget, seeds in zip(arguments.budgets, arguments.seeds, strict=True)
         for setting in arguments.settings
     ]
-    claim = "At equal gradients SOAE is no weaker than PGD and APGD (a goal of this project, not a claim of the paper)"
     images = {"name": data.name, "images": len(data), "sha256": data.fingerprint}
-    save(arguments.output, laboratory, claim, {"images": images, "studies": studies})
+    earlier: dict[str, Any] = {}
+    if arguments.add:
+        earlier = json.loads(arguments.output.read_text())
+        if earlier["images"] != images:
+            raise SystemExit(f"--add: {arguments.output} is about other images; choose another --output")
+        new = {place(each) for each in studies}
+        studies = [each for each in earlier["studies"] if place(each) not in new] + studies
+    claim = "At equal gradients SOAE is no weaker than PGD and APGD (a goal of this project, not a claim of the paper)"
+    save(arguments.output, laboratory, claim, {"images": images, "studies": studies}, earlier)
+
+
+def place(study: dict[str, Any]) -> tuple[Any, ...]:
+    """Of which there is one study."""
+    return tuple(study[part] for part in ("network", "norm", "eps", "gradients"))
 
 
 if __name__ == "__main__":

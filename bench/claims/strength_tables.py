@@ -51,7 +51,7 @@ def summary(name: str = "equal_gradients") -> None:
     for study in load(name)["studies"]:
         by_name = {row["attack"]: row for row in study["rows"]}
         ours = f"{100 * by_name['SOAE']['robust']['accuracy']:.1f} %"
-        pairs = [points(by_name[rival]["SOAE against it"]) if rival in by_name else "" for rival in rivals]
+        pairs = [points(by_name[rival]["SOAE against it"]) if rival in by_name else "not measured" for rival in rivals]
         where = f"{SHORT[study['network']]}, {study['norm']} {study['eps']:g}"
         rows.append([where, str(study["gradients"]), ours, *pairs])
     show(rows)
