@@ -108,6 +108,7 @@ def main() -> None:
     options.add_argument(
         "--repeats", type=int, default=2, help="runs of each attack on the small CNN; the others run once"
     )
+    options.add_argument("--resume", action="store_true", help="keep the networks that the JSON file already has")
     options.add_argument("--child", help=argparse.SUPPRESS)
     arguments: argparse.Namespace = options.parse_args()
     if arguments.child:
@@ -115,12 +116,17 @@ def main() -> None:
         return
     del arguments.child
     torch.set_num_threads(arguments.threads)
-    results = {}
-    for network, (_, _, width) in NETWORKS.items():
-        results[network] = measure(network, width < 64, True, arguments.repeats)
     first = next(iter(NETWORKS))
-    results[f"{first}, first attack of the process"] = measure(first, False, False, arguments.repeats)
-    save(arguments, "no extra storage (III-F)", {"networks": results})
+    cases = {network: (network, width < 64, True) for network, (_, _, width) in NETWORKS.items()}
+    cases[f"{first}, first attack of the process"] = (first, False, False)
+    results: dict[str, Any] = {}
+    if arguments.resume:
+        results = json.loads(arguments.output.read_text())["networks"]
+    del arguments.resume
+    for name, case in cases.items():
+        if name not in results:
+            results[name] = measure(*case, arguments.repeats)
+            save(arguments, "no extra storage (III-F)", {"networks": results})
 
 
 if __name__ == "__main__":
