@@ -105,9 +105,7 @@ def measure(network: str, full: bool, warm: bool, repeats: int) -> list[dict[str
 
 def main() -> None:
     options = parser(__doc__, "memory")
-    options.add_argument(
-        "--repeats", type=int, default=2, help="runs of each attack on the small CNN; the others run once"
-    )
+    options.add_argument("--repeats", type=int, default=2, help="runs of each attack")
     options.add_argument("--resume", action="store_true", help="keep the networks that the JSON file already has")
     options.add_argument("--child", help=argparse.SUPPRESS)
     arguments: argparse.Namespace = options.parse_args()
