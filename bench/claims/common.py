@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import cross_entropy
 
+from soae_ext.attacks.losses import cross_entropy as attack_cross_entropy
 from soae_ext.data import ImageData, load_data, load_digits
 from soae_ext.evaluation import wilson_interval
 from soae_ext.models import digits_network, load_checkpoint
@@ -57,19 +58,8 @@ def loss_of(model: nn.Module) -> Loss:
 
 
 def stable_loss_of(model: nn.Module) -> Loss:
-    """The same function of x, written so that the gradient with respect to z_y does not cancel.
-
-    -log p_y = log(1 + sum over k != y of exp(z_k - z_y)). Automatic differentiation of `cross_entropy` forms p_y - 1,
-    which has no correct digit in float32 once p_y > 1 - 6e-8; here the sum of the other p_k takes its place.
-    """
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        z = model(x)
-        own = torch.zeros_like(z, dtype=torch.bool).scatter(1, y[:, None], True)
-        others = z.masked_fill(own, -torch.inf).logsumexp(1)
-        return softplus(others - z.gather(1, y[:, None])[:, 0], threshold=1e9)
-
-    return loss
+    """The same function of x in the form of the attacks, whose gradient with respect to z_y does not cancel."""
+    return lambda x, y: attack_cross_entropy(model(x), y)
 
 
 def digits(n: int | None = None) -> ImageData:

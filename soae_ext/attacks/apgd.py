@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from .base import Attack
 from .checks import check_count
 from .geometry import per_sample, project, random_perturbation, steepest_step, unit
+from .losses import cross_entropy
 from .task import Task
 
 __all__ = ["APGD"]
@@ -93,7 +93,7 @@ class APGD(Attack):
             wanted = target[rows]
             logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
             if self.loss == "ce":
-                return -cross_entropy(logits, wanted, reduction="none")
+                return -cross_entropy(logits, wanted)
             lead = (logits.gather(1, wanted[:, None]) - logits.gather(1, y[rows][:, None]))[:, 0]
             if self.loss == "margin":
                 return lead

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import softplus
 
-__all__ = ["LossName", "Model", "Objective", "is_fooled"]
+__all__ = ["LossName", "Model", "Objective", "cross_entropy", "is_fooled"]
 
 LossName = Literal["ce", "margin", "dlr"]
 Model = Callable[[Tensor], Tensor]
@@ -56,7 +56,7 @@ class Objective:
         if logits.dtype in (torch.bfloat16, torch.float16):  # a network under autocast
             logits = logits.float()
         if self.name == "ce":
-            loss = cross_entropy(logits, y, reduction="none")
+            loss = cross_entropy(logits, y)
             return -loss if self.targeted else loss
         label = y[:, None]
         others = logits.scatter(1, label, -torch.inf).amax(1)
@@ -73,6 +73,18 @@ class Objective:
         if classes < needed:
             kind = "targeted " if self.targeted else ""
             raise ValueError(f"loss: {kind}'{self.name}' needs at least {needed} classes, the model has {classes}")
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(z)_y as softplus(logsumexp_{k != y} z_k - z_y), `(B,)`.
+
+    The usual form subtracts 1 from the probability of the label. Where the network is confident that cancels: the
+    gradient loses its digits, or vanishes, and products with the Hessian no longer have the rank that they should. Here
+    both keep their relative accuracy until they underflow.
+    """
+    label = y[:, None]
+    others = logits.scatter(1, label, -torch.inf).logsumexp(1)
+    return softplus(others - logits.gather(1, label)[:, 0], threshold=50.0)
 
 
 def is_fooled(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
