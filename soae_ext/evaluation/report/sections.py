@@ -40,8 +40,12 @@ def summary(document: Document) -> Markup:
     if worst:
         tiles.append(_tile("Robust, worst case", percent(worst), f"95 %: {interval(worst)}"))
     if attacks:
-        strongest = min(attacks, key=lambda each: each["robust"]["accuracy"])
-        tiles.append(_tile("Strongest attack", strongest["name"], f"leaves {percent(strongest['robust'])}"))
+        least = min(each["robust"]["accuracy"] for each in attacks)
+        first, *others = [each for each in attacks if each["robust"]["accuracy"] == least]
+        name = ", ".join(each["name"] for each in (first, *others))
+        tiles.append(
+            _tile("Strongest attacks" if others else "Strongest attack", name, f"leaves {percent(first['robust'])}")
+        )
     if "images" in document.get("data", {}):
         tiles.append(_tile("Images", f"{document['data']['images']:,}", str(document["data"].get("name", ""))))
     bars = [_bar("clean", clean, "clean")]

@@ -7,13 +7,13 @@ CSS = """
   color-scheme: light dark;
   --page: #f6f8fa; --card: #ffffff; --text: #1b1f24; --muted: #57606a; --line: #d8dee4; --accent: #0b62a8;
   --clean: #0f766e; --worst: #c2410c; --bad: #b42318; --bad-soft: #fdecea; --good: #17663a; --good-soft: #e8f5ec;
-  --soft: #eef2f6;
+  --soft: #eef2f6; --shade: #1b1f2447;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0d1117; --card: #161b22; --text: #e6edf3; --muted: #9aa7b4; --line: #30363d; --accent: #6cb6ff;
     --clean: #4fd1b5; --worst: #ff9b5e; --bad: #ff8b80; --bad-soft: #3a1a1a; --good: #7bd88f; --good-soft: #14301f;
-    --soft: #21262d;
+    --soft: #21262d; --shade: #000000b0;
   }
 }
 * { box-sizing: border-box; }
@@ -96,7 +96,16 @@ main { min-width: 0; }
 .verdict.fail { color: var(--bad); }
 .verdict.pass { color: var(--good); }
 .verdict.other { color: var(--muted); font-weight: 400; }
-.scroll { overflow-x: auto; margin: 0 0 .9rem; }
+/* A shadow at the edge behind which a wide table goes on: the cards' colour, moving along, covers it at the ends. */
+.scroll {
+  overflow-x: auto; margin: 0 0 .9rem;
+  background:
+    linear-gradient(90deg, var(--card) 40%, transparent) 0 0 / 2.5rem 100% local,
+    linear-gradient(-90deg, var(--card) 40%, transparent) 100% 0 / 2.5rem 100% local,
+    linear-gradient(90deg, var(--shade), transparent) 0 0 / .9rem 100% scroll,
+    linear-gradient(-90deg, var(--shade), transparent) 100% 0 / .9rem 100% scroll;
+  background-repeat: no-repeat;
+}
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 .caption { color: var(--muted); font-size: .9rem; margin: .9rem 0 .3rem; max-width: none; }
@@ -148,6 +157,6 @@ footer { grid-column: 1 / -1; color: var(--muted); font-size: .86rem; padding-to
   nav { display: none; }
   section { break-inside: avoid; border: 0; }
   body { background: #fff; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
 }
 """
