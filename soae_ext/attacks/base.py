@@ -26,7 +26,7 @@ from .losses import LossName, Model, Objective, is_fooled
 from .memory import available_bytes, gradient_bytes, largest_plan
 from .task import Task
 
-__all__ = ["Attack", "AttackResult"]
+__all__ = ["Attack", "AttackResult", "attackable"]
 
 # Image-sized tensors that an attack holds for each image: iterates, the best of them, steps and their projections in
 # double precision.
@@ -150,7 +150,7 @@ class Attack(ABC):
         objective = Objective(model, self.loss, self.targeted)
         _warn_of_train_mode(model)
         # Images that came out of inference mode cannot be differentiated; a copy made outside of it can.
-        with _attackable(model), torch.inference_mode(False), torch.enable_grad():
+        with attackable(model), torch.inference_mode(False), torch.enable_grad():
             size = self._batch_size(model, x)
             parts = [
                 self._attack_batch(objective, x[part].detach().clone(), y[part], eps[part], index[part], y)
@@ -174,7 +174,7 @@ class Attack(ABC):
             model: maps images to logits.
             image: `(1, *shape)`, on the device of the model.
         """
-        with _attackable(model), torch.inference_mode(False):
+        with attackable(model), torch.inference_mode(False):
             image = image.detach().clone()
             needed = self._bytes_per_image(gradient_bytes(model, image), image.numel() * image.element_size())
         return max(needed, 1)
@@ -249,7 +249,7 @@ def _is_modal(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _attackable(model: Model) -> Iterator[None]:
+def attackable(model: Model) -> Iterator[None]:
     """The model in eval mode and with parameters that need no gradient; everything as it was afterwards."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in modules]
