@@ -20,12 +20,13 @@ __all__ = ["COMMANDS", "main"]
 
 _ABOUT = "Second-order adversarial attacks, built on a batched GMRES."
 
-# Name -> what it does. A command is the module `commands/<name>.py` with the dataclass `Options`, whose fields are its
-# options and whose docstring is its help, and with `run(options, line)`, which gives the exit status; `line` is the
-# command line for the records. A module is imported when its command is run.
+# Name -> what it does. A command is the module `commands/<name>.py`, with "_" between the words of its name. It has the
+# dataclass `Options`, whose fields are its options and whose docstring is its help, and `run(options, line)`, which
+# gives the exit status; `line` is the command line for the records. A module is imported when its command is run.
 COMMANDS = {
     "attack": "Attack a digit classifier and print what is left of its accuracy.",
     "evaluate": "Evaluate a classifier under several attacks, with curves, pictures and sanity checks.",
+    "data pack": "Pack images into one small file that loads in a moment.",
     "doctor": "Print what was built, what hardware is seen, and what to do about what is missing.",
 }
 
@@ -52,17 +53,28 @@ def _run(words: list[str]) -> int:
         return 0
     command = "soae"
     try:
-        if not words:
-            raise CommandError(f"name a command: {', '.join(COMMANDS)}; see soae --help")
-        if words[0] not in COMMANDS:
-            raise CommandError(unknown_name(words[0], tuple(COMMANDS)))
-        command = f"soae {words[0]}"
-        module = import_module(f".commands.{words[0]}", __package__)
-        status: int = module.run(_parse(module.Options, command, words[1:]), shlex.join(["soae", *words]))
+        name = _command(words)
+        command = f"soae {name}"
+        module = import_module(f".commands.{name.replace(' ', '_')}", __package__)
+        options = _parse(module.Options, command, words[len(name.split()) :])
+        status: int = module.run(options, shlex.join(["soae", *words]))
         return status
     except CommandError as error:
         _complain(f"{command}: {error}")
         return 2
+
+
+def _command(words: list[str]) -> str:
+    """The command that `words` begin with."""
+    from .commands.errors import CommandError
+
+    if not words:
+        raise CommandError(f"name a command: {', '.join(COMMANDS)}; see soae --help")
+    found = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+    if found is not None:
+        return found
+    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    raise CommandError(f"did you mean {' or '.join(group)}?" if group else unknown_name(words[0], tuple(COMMANDS)))
 
 
 def _help() -> str:
@@ -115,6 +127,9 @@ def one_line(box: str, options: Sequence[str] = ()) -> str:
     text = [line for line in lines[1:] if line]
     rule = next((number for number, line in enumerate(text) if set(line) <= {"─"}), len(text))
     message = " ".join(text[:rule]).partition(" Got errors:")[0]
+    missing = re.match(r"Missing from .*?: (\S+)", message)
+    if missing:
+        return f"{missing[1]}: is required; see --help"
     option = re.search(r"--[\w-]*\w", message)
     if option is None:
         unknown = re.match(r"Unrecognized options?: (\S+)", message)
@@ -129,7 +144,8 @@ def one_line(box: str, options: Sequence[str] = ()) -> str:
     value = re.search(r"could be instantiated from \['?(.*?)'?\]", message)
     if value:
         return f"{option[0]}: expected {_wanted(message)}, got '{value[1]}'"
-    return f"{option[0]}: {message}"
+    words = re.search(r"Could not find valid parse for arguments: \[(.*)\]", message)
+    return f"{option[0]}: cannot take {words[1]}; see --help" if words else f"{option[0]}: {message}"
 
 
 def _wanted(message: str) -> str:

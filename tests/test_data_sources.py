@@ -338,7 +338,7 @@ def test_paths_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file or directory: nmist .*digits, mnist, cifar10"):
         load_data("nmist")
     (tmp_path / "list.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"list\.csv is not a \.parquet file"):
+    with pytest.raises(ValueError, match=r"list\.csv is not a \.parquet or \.safetensors file"):
         load_data(str(tmp_path / "list.csv"))
 
 

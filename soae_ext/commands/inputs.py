@@ -127,13 +127,17 @@ def read_model(spec: str, checkpoint: Path | None, *, option: str = "--checkpoin
         return load_model(spec, checkpoint)
 
 
-def read_data(spec: str, split: str, n: int | None) -> ImageData:
-    """The first `n` images of `split`, or all; of a large source only these are decoded."""
+def read_data(spec: str, split: str, n: int | None, *, option: str = "--data") -> ImageData:
+    """The first `n` images of `split`, or all; of a large source only these are decoded.
+
+    Raises:
+        CommandError: naming `--n`, or `option`.
+    """
     if n is not None:
         with blaming():
             check_count("n", n, 1)
     try:
-        with blaming("--data"):
+        with blaming(option):
             return load_data(spec, split, n)
     except CommandError as error:
         # That there are fewer images is found where they are read.

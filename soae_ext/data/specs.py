@@ -11,6 +11,7 @@ from typing import Any
 
 from .decode import collect, resize
 from .images import ImageData
+from .packed import load_packed
 from .shipped import load_digits
 from .sources import hub_rows, import_library, is_saved_dataset, parquet_rows, picture_rows, quiet, saved_rows
 
@@ -32,6 +33,7 @@ def load_data(spec: str, split: str = "test", n: int | None = None, *, size: int
     | `mnist`, `cifar10`, `imagenet-sample` | the same in the folder that `SOAE_DATA_DIR` names; without it, the hub |
     | `hub:NAME`, `hub:NAME:CONFIGURATION` | a dataset of the hub, read in a stream |
     | a file `*.parquet`, or a directory of them | `{split}-*.parquet`, `{split}.parquet` or `{split}/*.parquet` |
+    | a file `*.safetensors` | what :func:`soae_ext.data.packed.save_packed` (`soae data pack`) wrote |
     | a directory written by `save_to_disk` | a dataset of the `datasets` library |
     | a directory with one folder per class | PNG, JPEG and other pictures, taken from the classes in turns |
     | any of these with `@SIZE` at its end | as with the argument `size`: `photos@224` |
@@ -47,7 +49,7 @@ def load_data(spec: str, split: str = "test", n: int | None = None, *, size: int
         size: scale the shorter side of every image to `size` (bicubic) and keep the centre, `size` x `size`.
 
     Raises:
-        ImportError: the `datasets` library is not installed.
+        ImportError: the `datasets` library, which all but `digits` and `*.safetensors` need, is not installed.
         OSError: no such file, directory or split; the hub cannot be reached.
         ValueError: a file or a row (named in the message) cannot be used, the images differ in shape, there are fewer
             than `n`, or `n` or `size` is below 1.
@@ -124,8 +126,13 @@ def _load_path(path: Path, split: str, n: int | None, size: int | None) -> Image
         raise FileNotFoundError(f"no such file or directory: {path} (and none of the names {known})")
     opener: Callable[[Any, Path, str], Any]
     if path.is_file():
+        if path.suffix == ".safetensors":
+            packed = load_packed(path, split, n)
+            return packed if size is None else replace(packed, images=resize(packed.images, size))
         if path.suffix != ".parquet":
-            raise ValueError(f"{path} is not a .parquet file: give parquet files or a directory of images")
+            raise ValueError(
+                f"{path} is not a .parquet or .safetensors file: give one of these or a directory of images"
+            )
         opener = parquet_rows
     elif is_saved_dataset(path):
         opener = saved_rows
