@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soae_ext.training.log import COLUMNS, TIMINGS, RunLog, read_log
@@ -66,8 +66,9 @@ def test_rows_are_on_the_disk_as_soon_as_they_are_added(tmp_path):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 12), st.integers(0, 12), st.sampled_from(FILES), st.integers(0, 30))
-def test_a_log_that_was_cut_off_continues_like_one_that_was_not(tmp_path_factory, done, kept, torn, lost):
+@given(st.integers(0, 12), st.integers(0, 12), st.sampled_from(FILES), st.integers(0, 90))
+@example(10, 9, "steps.csv", 1)  # the "1" of "10", which is a step before the checkpoint
+def test_a_log_that_was_cut_off_continues_like_one_that_was_not(tmp_path_factory, done, kept, torn, left):
     """Whatever step was reached, whatever the checkpoint, and however much of the last line a kill left."""
     kept = min(kept, done)
     whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
@@ -77,11 +78,20 @@ def test_a_log_that_was_cut_off_continues_like_one_that_was_not(tmp_path_factory
     last = path.read_text().splitlines(keepends=True)[-1:] if path.is_file() else []
     # What the last row of a file loses is written before the checkpoint is: only later ones can be torn.
     if last and done > kept and not (torn == "epochs.csv" and done // 4 == kept // 4):
-        path.write_text(path.read_text()[: -min(lost, len(last[0])) or None])
+        path.write_text(path.read_text()[: -len(last[0])] + last[0][:left])
     with RunLog(broken, tensorboard=False) as log:
         log.rewind(kept)
         fill(log, range(kept + 1, 13))
     assert contents(broken) == contents(whole)
+
+
+@pytest.mark.parametrize("left", ["", "step,ep"])
+def test_a_run_that_was_killed_before_its_first_row(tmp_path, left):
+    (tmp_path / "steps.csv").write_text(left)
+    with RunLog(tmp_path, tensorboard=False) as log:
+        log.rewind(0)
+        log.step(row(1))
+    assert [line.partition(",")[0] for line in (tmp_path / "steps.csv").read_text().splitlines()] == ["step", "1"]
 
 
 def test_going_back_touches_nothing_where_nothing_came_after(tmp_path):
