@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks.base import attackable
 from ..attacks.geometry import Norm, project, round_down, steepest_step
 
-__all__ = ["ascend", "crafting", "radii"]
+__all__ = ["ascend", "crafting", "radii", "step_length"]
 
 
 @contextmanager
@@ -28,6 +28,11 @@ def crafting(model: nn.Module) -> Iterator[None]:
 def radii(eps: float, x: Tensor) -> Tensor:
     """`eps` for each image, `(B,)` in the dtype of `x`, rounded down."""
     return round_down(torch.full((len(x),), eps, dtype=torch.float64), x.dtype).to(x.device)
+
+
+def step_length(step_size: float | None, eps: float, steps: int) -> float:
+    """`step_size`, or where that is `None` what the attacks use: the steps together reach 2.5 times the radius."""
+    return min(1.0, 2.5 / steps) * eps if step_size is None else step_size
 
 
 def ascend(

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ..attacks.checks import check_count, check_positive
 from ..attacks.geometry import random_start
 from ..attacks.losses import Objective
-from .ascent import ascend, crafting, radii
+from .ascent import ascend, crafting, radii, step_length
 from .base import BallObjective, Cost, StepResult, is_correct, logits_of
 
 __all__ = ["PGDTraining"]
@@ -50,7 +50,6 @@ class PGDTraining(BallObjective):
     def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
         start = random_start(x, radii(self.eps, x), self.norm, seed, 0, index) if self.random_start else x
         objective = Objective(model, "ce")
-        length = min(1.0, 2.5 / self.steps) * self.eps if self.step_size is None else self.step_size
         with crafting(model):
             adversarial = ascend(
                 lambda points: objective(points, y),
@@ -58,7 +57,7 @@ class PGDTraining(BallObjective):
                 start,
                 eps=self.eps,
                 norm=self.norm,
-                step_size=length,
+                step_size=step_length(self.step_size, self.eps, self.steps),
                 steps=self.steps,
             )
         logits = logits_of(model, adversarial, y)
