@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ import soae_ext.attacks as package
 from .._names import unknown_name
 from .base import Attack
 
-__all__ = ["ATTACKS", "number", "option_types", "parse_attack"]
+__all__ = ["ATTACKS", "number", "option_types", "parse_attack", "read_options", "split_spec"]
 
 ATTACKS: tuple[str, ...] = tuple(
     name
@@ -48,26 +48,10 @@ def parse_attack(spec: str, eps: float, **defaults: Any) -> tuple[str, Attack]:
         ValueError, TypeError: unknown name, option or value; the message starts with the argument to blame: "attack"
             where it is in `spec`, else one of `defaults`, or "eps".
     """
-    name, number, options = _split(spec)
+    name, options = split_spec("attack", spec, ATTACKS)
     kind: type[Attack] = getattr(package, name)
     types = option_types(kind)
-    given: dict[str, Any] = {}
-    for key, text in options:
-        if key in _ELSEWHERE:
-            raise ValueError(f"attack: '{spec}': {key}: {_ELSEWHERE[key]}")
-        if key not in types:
-            choices = [option for option in types if option not in _ELSEWHERE]
-            raise ValueError(f"attack: '{spec}': {unknown_name(key, choices)}")
-        if key in given:
-            raise ValueError(f"attack: '{spec}': {key} is given twice")
-        try:
-            given[key] = _value(text, types[key])
-        except ValueError as error:
-            raise ValueError(f"attack: '{spec}': {key}: {error}") from error
-    if number is not None:
-        if "steps" in given:
-            raise ValueError(f"attack: '{spec}': steps is given twice")
-        given["steps"] = int(number)
+    given = read_options("attack", spec, options, types, _ELSEWHERE)
     chosen = {**{key: value for key, value in defaults.items() if key in types and value is not None}, **given}
     if name in _OWN_STEPS and "steps" not in given:
         chosen.pop("steps", None)
@@ -106,25 +90,66 @@ def number(text: str) -> float:
         raise ValueError(f"expected a number, got '{text}'") from error
 
 
-def option_types(kind: type[Attack]) -> Mapping[str, Any]:
-    """The options of an attack's class and their types, in the order in which they are declared."""
+def option_types(kind: type) -> Mapping[str, Any]:
+    """The options of a class of attacks (or of any dataclass) and their types, in the order of their declaration."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind) if field.init}
 
 
-def _split(spec: str) -> tuple[str, str | None, list[tuple[str, str]]]:
+def split_spec(argument: str, spec: str, names: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The name in `NAME[-STEPS][:key=value[,key=value...]]`, as it is in `names`, and its options as text.
+
+    The number of steps is the option `steps`.
+
+    Raises:
+        ValueError: the name is unknown or the form is another; the message starts with `argument`.
+    """
     head, colon, tail = spec.partition(":")
     name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", head, re.DOTALL).groups()  # type: ignore[union-attr]
-    known = {attack.lower(): attack for attack in ATTACKS}
+    known = {choice.lower(): choice for choice in names}
     if name.lower() not in known:
-        raise ValueError(f"attack: {unknown_name(name, ATTACKS)}")
-    options = []
+        raise ValueError(f"{argument}: {unknown_name(name, names)}")
+    options = [] if number is None else [("steps", number)]
     for part in tail.split(",") if colon else []:
         key, equals, text = part.partition("=")
         if not equals or not key or not text:
-            raise ValueError(f"attack: '{spec}': expected key=value after the colon, got '{part}'")
+            raise ValueError(f"{argument}: '{spec}': expected key=value after the colon, got '{part}'")
         options.append((key.strip().replace("-", "_"), text.strip()))
-    return known[name.lower()], number, options
+    return known[name.lower()], options
+
+
+def read_options(
+    argument: str,
+    spec: str,
+    options: Sequence[tuple[str, str]],
+    types: Mapping[str, Any],
+    elsewhere: Mapping[str, str],
+) -> dict[str, Any]:
+    """The values of the options in `spec`.
+
+    Args:
+        argument: what messages start with.
+        options: of :func:`split_spec`.
+        types: of every option that there is.
+        elsewhere: options that cannot be given here, and the remedy.
+
+    Raises:
+        ValueError: an option is unknown, given twice, given in the wrong place, or its text gives no such value.
+    """
+    given: dict[str, Any] = {}
+    for key, text in options:
+        if key in elsewhere:
+            raise ValueError(f"{argument}: '{spec}': {key}: {elsewhere[key]}")
+        if key not in types:
+            choices = [option for option in types if option not in elsewhere]
+            raise ValueError(f"{argument}: '{spec}': {unknown_name(key, choices)}")
+        if key in given:
+            raise ValueError(f"{argument}: '{spec}': {key} is given twice")
+        try:
+            given[key] = _value(text, types[key])
+        except ValueError as error:
+            raise ValueError(f"{argument}: '{spec}': {key}: {error}") from error
+    return given
 
 
 def _value(text: str, kind: Any) -> Any:
