@@ -17,11 +17,11 @@ __all__ = ["BallObjective", "Cost", "StepResult", "TrainingObjective", "is_corre
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step costs for each image, in gradients: a forward and a backward pass through the network.
+    """What one step costs for each image, in gradients.
 
-    An exact Hessian-vector product counts 2, a one-sided difference 1, as everywhere in this package. Differentiating
-    a loss that itself holds gradients counts twice those gradients (a backward pass costs two forward passes, through
-    whatever it is taken). Forward passes without a gradient are not counted.
+    A backward pass counts 1 for every pass through the network that it goes back through: 1 for a gradient, the forward
+    pass included, and 2 for an exact Hessian-vector product, which goes back through a forward and a backward pass, as
+    everywhere in this package. Forward passes without a backward pass are not counted.
 
     Attributes:
         crafting: gradients with respect to the image, to make the example that is trained on; an upper bound where the

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Product", "hessian_product", "image_gradient", "products_cost", "single_precision"]
+__all__ = ["Product", "hessian_product", "image_gradient", "product_cost", "single_precision", "update_cost"]
 
 Product = Literal["finite-difference", "double-backward"]
 Losses = Callable[[Tensor], Tensor]
@@ -48,6 +48,15 @@ def hessian_product(losses: Losses, points: Tensor, gradient: Tensor, v: Tensor,
     return product
 
 
-def products_cost(method: Product) -> int:
+def product_cost(method: Product) -> int:
     """Gradients that a product costs."""
     return 1 if method == "finite-difference" else 2
+
+
+def update_cost(method: Product) -> int:
+    """Gradients that a gradient, a product and the derivative of a function of both cost.
+
+    The last goes back through all four passes before it: two forward and two backward passes, or a forward and a
+    backward pass and the two passes of the exact product.
+    """
+    return 1 + product_cost(method) + 4

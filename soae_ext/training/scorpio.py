@@ -13,7 +13,7 @@ from ..attacks.geometry import steepest_step
 from ..attacks.losses import Objective, cross_entropy
 from .ascent import crafting
 from .base import BallObjective, Cost, StepResult, is_correct, logits_of
-from .curvature import Product, hessian_product, image_gradient, products_cost, single_precision
+from .curvature import Product, hessian_product, image_gradient, product_cost, single_precision, update_cost
 
 __all__ = ["SCORPIO"]
 
@@ -38,8 +38,8 @@ class SCORPIO(BallObjective):
         steps: Frank-Wolfe steps. The first costs a gradient, each further one a product.
         weight: lambda.
         hvp: `"finite-difference"`, H d = [g(x + h d) - g(x)] / h as in the paper, or `"double-backward"`, exact. The
-            update costs 6 gradients with the first, 9 with the second (differentiating what holds gradients counts
-            twice those).
+            update costs 6 gradients with the first, 7 with the second: a gradient, a product and the 4 passes that it
+            goes back through.
         fd_step: h; in multiples of d.
     """
 
@@ -58,8 +58,7 @@ class SCORPIO(BallObjective):
         check_positive("fd_step", self.fd_step)
 
     def cost(self) -> Cost:
-        product = products_cost(self.hvp)
-        return Cost(crafting=1 + (self.steps - 1) * product, update=3 * (1 + product))
+        return Cost(crafting=1 + (self.steps - 1) * product_cost(self.hvp), update=update_cost(self.hvp))
 
     def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
         with single_precision(x):

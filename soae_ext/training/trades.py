@@ -28,7 +28,8 @@ class TRADES(BallObjective):
     (Zhang et al., 2019, eq. 5 and algorithm 1, as in the authors' `trades.py`: crafted in eval mode, the divergence
     summed over classes and averaged over the batch, gradients reach the parameters through both of its arguments).
     The authors' values: CIFAR-10 eps 0.031, step 0.007, 10 steps, beta 6; MNIST eps 0.3, step 0.01, 40 steps, beta 1.
-    In an L2 ball they climb with an optimiser of step 2 eps / steps; here the steps are as in Linf, x' + a g / |g|.
+    Under autocast the first steps, where both networks agree to all digits of half precision, are close to random.
+    In an L2 ball the authors climb with an optimiser of step 2 eps / steps; here the steps are as in Linf, x' + a g / |g|.
 
     Args, beyond those of :class:`soae_ext.training.base.BallObjective`:
         beta: weight of the divergence.
