@@ -26,6 +26,7 @@ _ABOUT = "Second-order adversarial attacks, built on a batched GMRES."
 COMMANDS = {
     "attack": "Attack a digit classifier and print what is left of its accuracy.",
     "evaluate": "Evaluate a classifier under several attacks, with curves, pictures and sanity checks.",
+    "plot": "Compare training runs: loss and accuracy against epochs and against gradients.",
     "data pack": "Pack images into one small file that loads in a moment.",
     "doctor": "Print what was built, what hardware is seen, and what to do about what is missing.",
 }
