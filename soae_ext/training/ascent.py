@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks.base import attackable
+from ..attacks.checks import check_count, check_positive
 from ..attacks.geometry import Norm, project, round_down, steepest_step
+from .base import BallObjective, TrainingObjective
 
-__all__ = ["ascend", "crafting", "radii", "step_length"]
+__all__ = ["AscentObjective", "ascend", "crafting", "radii"]
 
 
 @contextmanager
@@ -28,11 +31,6 @@ def crafting(model: nn.Module) -> Iterator[None]:
 def radii(eps: float, x: Tensor) -> Tensor:
     """`eps` for each image, `(B,)` in the dtype of `x`, rounded down."""
     return round_down(torch.full((len(x),), eps, dtype=torch.float64), x.dtype).to(x.device)
-
-
-def step_length(step_size: float | None, eps: float, steps: int) -> float:
-    """`step_size`, or where that is `None` what the attacks use: the steps together reach 2.5 times the radius."""
-    return min(1.0, 2.5 / steps) * eps if step_size is None else step_size
 
 
 def ascend(
@@ -62,3 +60,30 @@ def ascend(
         (gradient,) = torch.autograd.grad(losses(points).sum(), points)
         points = project(x, points.detach() + step_size * steepest_step(gradient, norm), radius, norm)
     return points.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscentObjective(BallObjective):
+    """Options of the objectives whose examples are made by :func:`ascend`.
+
+    Args, beyond those of :class:`soae_ext.training.base.BallObjective`:
+        steps: of the ascent; each costs a gradient.
+        step_size: length of a step in `norm`, in pixel units; `None` is min(1, 2.5 / steps) * eps, as in the attacks.
+    """
+
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("steps", self.steps, 1)
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
+
+    def scaled(self, factor: float) -> TrainingObjective:
+        step_size = factor * self.step_size if self.step_size is not None and factor else self.step_size
+        return replace(self, eps=factor * self.eps, step_size=step_size)
+
+    def _ascend(self, losses: Callable[[Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
+        length = min(1.0, 2.5 / self.steps) * self.eps if self.step_size is None else self.step_size
+        return ascend(losses, x, start, eps=self.eps, norm=self.norm, step_size=length, steps=self.steps)

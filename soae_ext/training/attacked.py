@@ -70,6 +70,12 @@ class AttackTraining(TrainingObjective):
         """
         return Cost(crafting=self._crafting_cost(), update=1)
 
+    def scaled(self, factor: float) -> TrainingObjective:
+        lengths = {"eps": factor * self.eps}
+        if self.attack.step_size is not None and factor:
+            lengths["step_size"] = factor * self.attack.step_size
+        return type(self)(attack=replace(self.attack, **lengths))
+
     def _checked_attack(self) -> Attack:
         attack = self.attack
         if not isinstance(attack, self.kind):

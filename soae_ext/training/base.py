@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..attacks.checks import check_choice, check_count, check_images, check_labels, check_positive
 from ..attacks.geometry import Norm
 
-__all__ = ["BallObjective", "Cost", "StepResult", "TrainingObjective", "is_correct", "logits_of"]
+__all__ = ["BallObjective", "Cost", "StepResult", "TrainingObjective", "in_single_precision", "is_correct", "logits_of"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class TrainingObjective(ABC):
             raise ValueError(f"index: must hold one non-negative int64 number per image, got {tuple(index.shape)}")
         return self._step(model, x.detach(), y, seed, index)
 
+    def scaled(self, factor: float) -> TrainingObjective:
+        """This objective with `factor` times the radius and the step length, where it has them; else itself."""
+        return self
+
     @abstractmethod
     def cost(self) -> Cost:
         """What a step costs for each image."""
@@ -140,6 +144,9 @@ class BallObjective(TrainingObjective):
         check_positive("eps", self.eps, zero=True)
         check_choice("norm", self.norm, self.norms)
 
+    def scaled(self, factor: float) -> TrainingObjective:
+        return replace(self, eps=factor * self.eps)
+
 
 def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Logits `(B, classes)` in single precision at least.
@@ -153,6 +160,11 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"model: must map images {tuple(x.shape)} to logits ({len(x)}, classes), got {got}")
     if int(y.max()) >= logits.shape[1]:
         raise ValueError(f"y: labels must be below the number of classes, {logits.shape[1]}; got {int(y.max())}")
+    return in_single_precision(logits)
+
+
+def in_single_precision(logits: Tensor) -> Tensor:
+    """Logits of a network under autocast as float32; others as they are."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 

@@ -8,17 +8,16 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..attacks.checks import check_count, check_positive
 from ..attacks.geometry import random_start
 from ..attacks.losses import Objective
-from .ascent import ascend, crafting, radii, step_length
-from .base import BallObjective, Cost, StepResult, is_correct, logits_of
+from .ascent import AscentObjective, crafting, radii
+from .base import Cost, StepResult, is_correct, logits_of
 
 __all__ = ["PGDTraining"]
 
 
-@dataclass(frozen=True)
-class PGDTraining(BallObjective):
+@dataclass(frozen=True, kw_only=True)
+class PGDTraining(AscentObjective):
     """min_theta E max_{|d| <= eps} CE(f(x + d), y), the maximum sought by `steps` steps of projected gradient ascent.
 
     x_0 = x + U(ball), x_{k+1} = P(x_k + a sign(g)), in an L2 ball x_k + a g / |g| (Madry et al., 2018, eq. 2.1 and
@@ -26,23 +25,15 @@ class PGDTraining(BallObjective):
     CIFAR-10 eps 8/255, step 2/255, 7 steps. They craft in train mode and report little difference; here the model is
     in eval mode.
 
-    Args, beyond those of :class:`soae_ext.training.base.BallObjective`:
-        steps: 7 by default. Each costs a gradient, the update one more.
-        step_size: in pixel units; `None` is min(1, 2.5 / steps) * eps.
+    Args, beyond those of :class:`soae_ext.training.ascent.AscentObjective`:
+        steps: 7 by default.
         random_start: start at a random point of the ball instead of at the image.
     """
 
     name: ClassVar[str] = "PGD"
 
     steps: int = 7
-    step_size: float | None = None
     random_start: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("steps", self.steps, 1)
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
 
     def cost(self) -> Cost:
         return Cost(crafting=self.steps, update=1)
@@ -51,14 +42,6 @@ class PGDTraining(BallObjective):
         start = random_start(x, radii(self.eps, x), self.norm, seed, 0, index) if self.random_start else x
         objective = Objective(model, "ce")
         with crafting(model):
-            adversarial = ascend(
-                lambda points: objective(points, y),
-                x,
-                start,
-                eps=self.eps,
-                norm=self.norm,
-                step_size=step_length(self.step_size, self.eps, self.steps),
-                steps=self.steps,
-            )
+            adversarial = self._ascend(lambda points: objective(points, y), x, start)
         logits = logits_of(model, adversarial, y)
         return StepResult(cross_entropy(logits, y), self._spent(x), adversarial_correct=is_correct(logits, y))

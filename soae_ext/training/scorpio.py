@@ -18,7 +18,7 @@ from .curvature import Product, hessian_product, image_gradient, product_cost, s
 __all__ = ["SCORPIO"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SCORPIO(BallObjective):
     """l(x) + lambda Q(d), where d maximises Q(d) = g'd + d'Hd / 2, the quadratic model of the rise of the loss l at x.
 

@@ -19,7 +19,7 @@ from .curvature import Product, hessian_product, image_gradient, single_precisio
 __all__ = ["SOAR"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SOAR(BallObjective):
     """l(x') + R(x'), where R bounds how much a quadratic model of the loss l can rise in an L2 ball of radius eps.
 
