@@ -34,16 +34,16 @@ class Recipe:
         momentum: of SGD; Adam's first beta.
         weight_decay: of all parameters; an L2 penalty for SGD and Adam, decoupled for AdamW.
         nesterov: of SGD.
-        schedule: `"constant"`; `"step"`: multiplied by `factor` at every milestone; `"cosine"`: to 0; `"one-cycle"`: from
-            lr / 25 up to lr and down to lr / 250,000, both along a cosine, as torch's OneCycleLR does it.
+        schedule: `"constant"`; `"step"`: multiplied by `factor` at every milestone; `"cosine"`: to 0; `"one-cycle"`:
+            from lr / 25 up to lr and down to lr / 250,000, both along a cosine, as torch's OneCycleLR does it.
         milestones: fractions at which the learning rate of `"step"` falls.
         factor: by which it falls.
         warmup: fraction over which the learning rate rises; linearly from near 0, in one cycle as said above. `None` is
             0.3 for one cycle and none for the others.
         eps_warmup: fraction over which the radius of the objective's ball rises linearly from near 0, with the length
             of its steps. Small networks do not get off the ground on large balls without it.
-        ema: decay of an exponential moving average of the parameters and of the statistics of batch normalisation, which
-            is then what is validated and written as the result; 0 is none.
+        ema: decay of an exponential moving average of the parameters and of the statistics of batch normalisation,
+            which is then what is validated and written as the result; 0 is none.
         augmentation: `"crop-flip"`: shifted by up to `padding` pixels, zeros coming in, and mirrored with probability
             1/2; for digits use `"none"`.
         padding: of the crops, in pixels.
