@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from soae_ext.data import ImageData, load_digits
 from soae_ext.hvp import hessian_operator
-from soae_ext.models import SmallCNN, check_model, load_model, needs_checkpoint, resnet18, wide_resnet
+from soae_ext.models import (
+    SmallCNN,
+    check_model,
+    load_model,
+    needs_checkpoint,
+    resnet18,
+    save_checkpoint,
+    wide_resnet,
+)
 
 
 def parameters_of(model: nn.Module) -> int:
@@ -89,6 +97,19 @@ def test_normalisation_is_inside(build) -> None:
         torch.testing.assert_close(model(x), plain(standard))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "wrn-10-1"])
+def test_residual_networks_for_grey_images(name, tmp_path) -> None:
+    model = load_model(f"{name}:width=4,normalization=mnist")
+    x = torch.rand(2, 1, 28, 28)
+    seen = []
+    model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert model(x).shape == (2, 10)
+    torch.testing.assert_close(seen[0], (x - 0.1307) / 0.3081)
+    assert model.input_shape == (1, None, None)
+    save_checkpoint(model, tmp_path / "net.safetensors")
+    torch.testing.assert_close(load_model(name, tmp_path / "net.safetensors")(x), model(x))
+
+
 def test_exact_products_of_a_wide_residual_network() -> None:
     torch.manual_seed(0)
     model = load_model("wrn-10-2:width=4,silu").double()
@@ -139,7 +160,7 @@ def test_networks_by_name_are_ready_to_attack() -> None:
         ("resnet18:width=-1", "width must be"),
         ("resnet18:width=1.5", "width must be"),
         ("resnet18:silu,activation=relu", "activation is given twice"),
-        ("resnet18:normalization=mnist", "normalization: unknown name 'mnist'"),
+        ("resnet18:normalization=emnist", "normalization: unknown name 'emnist'; did you mean 'mnist'?"),
         ("wrn-27-4", "depth: .*got 27"),
         ("wrn-4-4", "depth: .*got 4"),
         ("small-cnn:input=28", "input must be CHANNELSxHEIGHTxWIDTH"),

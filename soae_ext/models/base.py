@@ -17,8 +17,9 @@ __all__ += ["register", "statistics"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU}
 
-# Mean and standard deviation of the pixels of the training images, by channel.
-_NORMALIZATIONS = {
+# Mean and standard deviation of the pixels of the training images, by channel; one channel: of grey images.
+_NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -66,7 +67,8 @@ def activation_type(name: str) -> type[nn.Module]:
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, by channel, of a normalisation: `"cifar10"`, `"imagenet"` or `"none"`.
+    """Mean and standard deviation of a normalisation, by channel: of `"mnist"` one, of `"cifar10"`, `"imagenet"` and
+    `"none"` three.
 
     Raises:
         ValueError: unknown name.

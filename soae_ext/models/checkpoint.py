@@ -60,7 +60,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], notes: Mappi
         )
     metadata = {**(notes or {}), "architecture": model.architecture, "config": json.dumps(model.config)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), durable=True) as temporary:
         temporary.write_bytes(serialize(tensors, metadata))
 
 

@@ -37,7 +37,8 @@ class _Block(nn.Module):
 class ResNet18(Classifier):
     """18-layer residual network for small images: 3x3 stem, no max-pool, four stages of two blocks.
 
-    Maps images ``(B, 3, H, W)`` with values in [0, 1] to logits ``(B, num_classes)``; the normalisation is inside.
+    Maps images ``(B, 3, H, W)`` with values in [0, 1] to logits ``(B, num_classes)``; the normalisation is inside. With
+    that of MNIST, which has one channel, it takes grey images ``(B, 1, H, W)``.
 
     Raises ``ValueError`` for an unknown activation or normalisation, or a size below 1.
     """
@@ -49,7 +50,8 @@ class ResNet18(Classifier):
         check_sizes(num_classes=num_classes, width=width)
         act = activation_type(activation)
         self.architecture = "resnet18"
-        self.input_shape = (3, None, None)
+        mean, std = statistics(normalization)
+        self.input_shape = (len(mean), None, None)
         self.classes = num_classes
         self.config = {
             "classes": num_classes,
@@ -57,8 +59,8 @@ class ResNet18(Classifier):
             "activation": activation,
             "normalization": normalization,
         }
-        self.normalize_by(*statistics(normalization))
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.normalize_by(mean, std)
+        self.conv1 = nn.Conv2d(len(mean), width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = act()
         planes = [width, width, 2 * width, 4 * width, 8 * width]
@@ -87,8 +89,8 @@ def resnet18(
 
     ``width`` is the number of channels of the first stage (64 is the standard network, 11.2 million parameters);
     ``activation`` is ``"relu"``, ``"softplus"`` or ``"silu"``. The smooth ones give a Hessian of full rank, the ReLU
-    one a Hessian of rank at most ``num_classes - 1`` per image. ``normalization`` is ``"cifar10"``, ``"imagenet"`` or
-    ``"none"``.
+    one a Hessian of rank at most ``num_classes - 1`` per image. ``normalization`` is ``"cifar10"``, ``"imagenet"``,
+    ``"none"`` or, for grey images, ``"mnist"``.
 
     Raises ``ValueError`` for an unknown activation or normalisation, or a size below 1.
     """

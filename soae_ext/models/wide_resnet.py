@@ -81,13 +81,14 @@ class WideResNet(Classifier):
             )
         act = activation_type(activation)
         self.architecture = f"wrn-{depth}-{widen}"
-        self.input_shape = (3, None, None)
+        mean, std = statistics(normalization)
+        self.input_shape = (len(mean), None, None)
         self.classes = classes
         self.config = {"classes": classes, "width": width, "activation": activation, "normalization": normalization}
         blocks = (depth - 4) // 6
         planes = [width, width * widen, 2 * width * widen, 4 * width * widen]
-        self.normalize_by(*statistics(normalization))
-        self.conv1 = nn.Conv2d(3, planes[0], 3, padding=1, bias=False)
+        self.normalize_by(mean, std)
+        self.conv1 = nn.Conv2d(len(mean), planes[0], 3, padding=1, bias=False)
         self.block1 = _Stage(blocks, planes[0], planes[1], 1, act)
         self.block2 = _Stage(blocks, planes[1], planes[2], 2, act)
         self.block3 = _Stage(blocks, planes[2], planes[3], 2, act)
@@ -117,7 +118,8 @@ def wide_resnet(
     """Build a randomly initialised CIFAR-form WRN-`depth`-`widen`.
 
     `width` is the number of channels of the stem (16 is the standard; WRN-34-10 has 46.2 million parameters),
-    `activation` is `"relu"`, `"silu"` or `"softplus"`, `normalization` `"cifar10"`, `"imagenet"` or `"none"`.
+    `activation` is `"relu"`, `"silu"` or `"softplus"`, `normalization` `"cifar10"`, `"imagenet"`, `"none"` or,
+    for grey images, `"mnist"`.
 
     Raises:
         ValueError: as `WideResNet`.
