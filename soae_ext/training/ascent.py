@@ -81,8 +81,7 @@ class AscentObjective(BallObjective):
             check_positive("step_size", self.step_size)
 
     def scaled(self, factor: float) -> TrainingObjective:
-        step_size = factor * self.step_size if self.step_size is not None and factor else self.step_size
-        return replace(self, eps=factor * self.eps, step_size=step_size)
+        return replace(self, eps=factor * self.eps, step_size=self.step_size and factor * self.step_size)
 
     def _ascend(self, losses: Callable[[Tensor], Tensor], x: Tensor, start: Tensor) -> Tensor:
         length = min(1.0, 2.5 / self.steps) * self.eps if self.step_size is None else self.step_size

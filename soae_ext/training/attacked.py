@@ -71,10 +71,8 @@ class AttackTraining(TrainingObjective):
         return Cost(crafting=self._crafting_cost(), update=1)
 
     def scaled(self, factor: float) -> TrainingObjective:
-        lengths = {"eps": factor * self.eps}
-        if self.attack.step_size is not None and factor:
-            lengths["step_size"] = factor * self.attack.step_size
-        return type(self)(attack=replace(self.attack, **lengths))
+        step_size = self.attack.step_size and factor * self.attack.step_size
+        return type(self)(attack=replace(self.attack, eps=factor * self.eps, step_size=step_size))
 
     def _checked_attack(self) -> Attack:
         attack = self.attack

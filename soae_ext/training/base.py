@@ -109,7 +109,7 @@ class TrainingObjective(ABC):
         return self._step(model, x.detach(), y, seed, index)
 
     def scaled(self, factor: float) -> TrainingObjective:
-        """This objective with `factor` times the radius and the step length, where it has them; else itself."""
+        """This objective with `factor` > 0 times the radius and the step length, where it has them; else itself."""
         return self
 
     @abstractmethod
