@@ -80,7 +80,7 @@ def test_a_log_that_was_cut_off_continues_like_one_that_was_not(tmp_path_factory
     if last and done > kept and not (torn == "epochs.csv" and done // 4 == kept // 4):
         path.write_text(path.read_text()[: -len(last[0])] + last[0][:left])
     with RunLog(broken, tensorboard=False) as log:
-        log.rewind(kept)
+        log.rewind(kept, epochs=kept // 4)
         fill(log, range(kept + 1, 13))
     assert contents(broken) == contents(whole)
 
@@ -89,17 +89,26 @@ def test_a_log_that_was_cut_off_continues_like_one_that_was_not(tmp_path_factory
 def test_a_run_that_was_killed_before_its_first_row(tmp_path, left):
     (tmp_path / "steps.csv").write_text(left)
     with RunLog(tmp_path, tensorboard=False) as log:
-        log.rewind(0)
+        log.rewind(0, epochs=0)
         log.step(row(1))
     assert [line.partition(",")[0] for line in (tmp_path / "steps.csv").read_text().splitlines()] == ["step", "1"]
+
+
+def test_an_epoch_that_was_validated_after_the_checkpoint_is_cut_off(tmp_path):
+    write(tmp_path, range(1, 9))
+    RunLog(tmp_path, tensorboard=False).rewind(8, epochs=1)
+    kept = read_log(tmp_path)
+    assert [entry["step"] for entry in kept.steps] == list(range(1, 9))
+    assert [entry["epoch"] for entry in kept.epochs] == [1]
+    assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 2
 
 
 def test_going_back_touches_nothing_where_nothing_came_after(tmp_path):
     write(tmp_path, range(1, 6))
     before = {name: (tmp_path / name).stat().st_ino for name in FILES}
-    RunLog(tmp_path, tensorboard=False).rewind(5)
+    RunLog(tmp_path, tensorboard=False).rewind(5, epochs=1)
     assert {name: (tmp_path / name).stat().st_ino for name in FILES} == before
-    RunLog(tmp_path / "empty", tensorboard=False).rewind(5)
+    RunLog(tmp_path / "empty", tensorboard=False).rewind(5, epochs=1)
 
 
 def test_a_damaged_line_ends_what_is_kept(tmp_path):
@@ -109,7 +118,7 @@ def test_a_damaged_line_ends_what_is_kept(tmp_path):
     path.write_text("".join([*lines[:2], "\0\0\0\n", *lines[3:]]))
     with pytest.raises(ValueError, match="line 3 is damaged"):
         read_log(tmp_path)
-    RunLog(tmp_path, tensorboard=False).rewind(5)
+    RunLog(tmp_path, tensorboard=False).rewind(5, epochs=1)
     assert path.read_text() == "".join(lines[:2])
 
 
@@ -146,7 +155,7 @@ def test_tensorboard_shows_what_is_left_after_going_back(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write(tmp_path, range(1, 8), tensorboard=True)
     with RunLog(tmp_path) as log:
-        log.rewind(5)
+        log.rewind(5, epochs=1)
         for step in (6, 7, 8):
             log.step(row(step, loss=10.0 * step))
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ TIMINGS = ("images_per_second", "seconds")
 
 _JSON = "log.jsonl"
 _TABLES = {"step": "steps.csv", "epoch": "epochs.csv"}
+_HEADER = ",".join(COLUMNS) + "\n"
 _TENSORBOARD = "tensorboard"
 
 
@@ -76,11 +78,28 @@ class RunLog:
         """Add a row about an epoch and its validation; see :meth:`step`."""
         self._add("epoch", row)
 
-    def rewind(self, step: int) -> None:
-        """Cut off what was logged after `step`, and a line that was not written to its end."""
-        _cut(self.directory / _JSON, lambda line: json.loads(line)["step"] <= step)
-        for name in _TABLES.values():
-            _cut(self.directory / name, lambda line: line == _line(COLUMNS) or int(line.partition(",")[0]) <= step)
+    def rewind(self, step: int, *, epochs: int) -> None:
+        """Cut off rows about later steps than `step`, and what a process that was killed did not write to its end.
+
+        Args:
+            step: of the checkpoint.
+            epochs: number of its last epoch that was validated: a row about a later one is cut off, though the
+                checkpoint has all of its steps.
+        """
+
+        def stays(kind: str, row: Mapping[str, Any]) -> bool:
+            return int(row["step"]) <= step and (kind != "epoch" or int(row["epoch"]) <= epochs)
+
+        def stays_in_json(line: str) -> bool:
+            row = json.loads(line)
+            return stays(row["kind"], row)
+
+        def stays_in_table(kind: str, line: str) -> bool:
+            return line == _HEADER or stays(kind, _of_line(line))
+
+        _cut(self.directory / _JSON, stays_in_json)
+        for kind, name in _TABLES.items():
+            _cut(self.directory / name, partial(stays_in_table, kind))
         if self._events is not None:
             self._events.close()
         self._events = self._writer(purge_step=step + 1)
@@ -112,7 +131,7 @@ class RunLog:
             raise ValueError(f"row: expected `step` and others of {', '.join(COLUMNS)}; got {', '.join(row)}")
         values = {name: row.get(name) for name in COLUMNS}
         table = self.directory / _TABLES[kind]
-        header = "" if table.is_file() and table.stat().st_size else _line(COLUMNS)
+        header = "" if table.is_file() and table.stat().st_size else _HEADER
         _append(table, header + _line(values.values()))
         finite = {name: value if _is_finite(value) else None for name, value in values.items()}
         _append(self.directory / _JSON, json.dumps({"kind": kind, **finite}, allow_nan=False) + "\n")
@@ -178,6 +197,11 @@ def _line(values: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue()
+
+
+def _of_line(line: str) -> dict[str, str]:
+    """A line of CSV by column."""
+    return dict(zip(COLUMNS, line.rstrip("\n").split(","), strict=True))
 
 
 def _append(path: Path, text: str) -> None:
