@@ -6,14 +6,14 @@ from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..attacks.base import Attack, AttackResult
 from ..attacks.checks import check_positive
 from ..attacks.geometry import Norm
 from .ascent import crafting
-from .base import Cost, StepResult, TrainingObjective, is_correct, logits_of
+from .base import Batch, Cost, StepResult, TrainingObjective
 
 __all__ = ["AttackTraining"]
 
@@ -88,22 +88,22 @@ class AttackTraining(TrainingObjective):
             raise ValueError(f"norm: '{self.norm}', but the attack's is '{attack.norm}'; give one of them")
         return attack
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        with crafting(model):
-            found = self._find(model, x, y, seed, index)
-        logits = logits_of(model, found.x_adv, y)
+    def _step(self, batch: Batch) -> StepResult:
+        with crafting(batch.model):
+            found = self._find(batch)
+        logits = batch.logits(found.x_adv)
         return StepResult(
-            cross_entropy(logits, y),
+            cross_entropy(logits, batch.y),
             found.gradient_calls + 1,
-            adversarial_correct=is_correct(logits, y),
+            adversarial_correct=batch.correct(logits),
             krylov_dims=found.krylov_dims,
         )
 
-    def _find(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> AttackResult:
+    def _find(self, batch: Batch) -> AttackResult:
         try:
-            return replace(self.attack, seed=seed)(model, x, y, index=index)
+            return replace(self.attack, seed=batch.seed)(batch.model, batch.x, batch.y, index=batch.index)
         except ValueError as error:
-            broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+            broken = [name for name, p in batch.model.named_parameters() if not bool(p.isfinite().all())]
             if not broken:
                 raise
             raise FloatingPointError(

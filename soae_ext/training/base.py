@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.checks import check_choice, check_count, check_images, check_labels, check_positive
-from ..attacks.geometry import Norm
+from ..attacks.geometry import Norm, gaussian_noise
+from ..attacks.losses import cross_entropy
 
-__all__ = ["BallObjective", "Cost", "StepResult", "TrainingObjective", "in_single_precision", "is_correct", "logits_of"]
+__all__ = ["BallObjective", "Batch", "Cost", "StepResult", "TrainingObjective"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,48 @@ class StepResult:
         return f"StepResult(loss={self.loss.item():.4g}, {int(self.gradients.sum())} gradients)"
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The checked arguments of a step, and the model's outputs on images like them."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    seed: int
+    index: Tensor
+    largest_label: int
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `(B, classes)` of `images`, in single precision at least.
+
+        Raises:
+            ValueError: they have another shape, or a label is not below the number of classes.
+        """
+        logits = self.model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"model: must map images {tuple(images.shape)} to logits ({len(images)}, classes), got {got}"
+            )
+        if self.largest_label >= logits.shape[1]:
+            raise ValueError(
+                f"y: labels must be below the number of classes, {logits.shape[1]}; got {self.largest_label}"
+            )
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def losses(self, images: Tensor) -> Tensor:
+        """Cross-entropies `(B,)` whose derivatives keep their digits where the network is confident."""
+        return cross_entropy(self.logits(images), self.y)
+
+    def correct(self, logits: Tensor) -> Tensor:
+        """Whether the label has the largest logit, `(B,)` bool."""
+        return logits.detach().argmax(1) == self.y
+
+    def noise(self, sigma: float, stream: int) -> Tensor:
+        """Normal numbers of standard deviation `sigma`, shaped like `x`; a `stream` for each draw of a step."""
+        return gaussian_noise(self.x, sigma, self.seed, (stream,), self.index)[0]
+
+
 @dataclass(frozen=True)
 class TrainingObjective(ABC):
     """A loss of a model on a batch of images; `objective(model, x, y)` is a scalar to call `.backward()` on.
@@ -106,7 +149,7 @@ class TrainingObjective(ABC):
         index = torch.arange(len(x)) if index is None else index
         if index.shape != (len(x),) or index.dtype != torch.int64 or int(index.min()) < 0:
             raise ValueError(f"index: must hold one non-negative int64 number per image, got {tuple(index.shape)}")
-        return self._step(model, x.detach(), y, seed, index)
+        return self._step(Batch(model, x.detach(), y, seed, index, int(y.max())))
 
     def scaled(self, factor: float) -> TrainingObjective:
         """This objective with `factor` > 0 times the radius and the step length, where it has them; else itself."""
@@ -117,12 +160,12 @@ class TrainingObjective(ABC):
         """What a step costs for each image."""
 
     @abstractmethod
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
+    def _step(self, batch: Batch) -> StepResult:
         """As :meth:`step`, with checked arguments."""
 
-    def _spent(self, x: Tensor) -> Tensor:
+    def _spent(self, batch: Batch) -> Tensor:
         """Gradients spent on each image, `(B,)`, where the costs do not depend on the images."""
-        return torch.full((len(x),), self.cost().total, dtype=torch.int64, device=x.device)
+        return torch.full_like(batch.y, self.cost().total)
 
 
 @dataclass(frozen=True)
@@ -146,28 +189,3 @@ class BallObjective(TrainingObjective):
 
     def scaled(self, factor: float) -> TrainingObjective:
         return replace(self, eps=factor * self.eps)
-
-
-def logits_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Logits `(B, classes)` in single precision at least.
-
-    Raises:
-        ValueError: they have another shape, or a label is not below the number of classes.
-    """
-    logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: must map images {tuple(x.shape)} to logits ({len(x)}, classes), got {got}")
-    if int(y.max()) >= logits.shape[1]:
-        raise ValueError(f"y: labels must be below the number of classes, {logits.shape[1]}; got {int(y.max())}")
-    return in_single_precision(logits)
-
-
-def in_single_precision(logits: Tensor) -> Tensor:
-    """Logits of a network under autocast as float32; others as they are."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def is_correct(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the label has the largest logit, `(B,)` bool."""
-    return logits.detach().argmax(1) == y

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..attacks.geometry import random_start
-from ..attacks.losses import Objective
 from .ascent import AscentObjective, crafting, radii
-from .base import Cost, StepResult, is_correct, logits_of
+from .base import Batch, Cost, StepResult
 
 __all__ = ["PGDTraining"]
 
@@ -38,10 +36,11 @@ class PGDTraining(AscentObjective):
     def cost(self) -> Cost:
         return Cost(crafting=self.steps, update=1)
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        start = random_start(x, radii(self.eps, x), self.norm, seed, 0, index) if self.random_start else x
-        objective = Objective(model, "ce")
-        with crafting(model):
-            adversarial = self._ascend(lambda points: objective(points, y), x, start)
-        logits = logits_of(model, adversarial, y)
-        return StepResult(cross_entropy(logits, y), self._spent(x), adversarial_correct=is_correct(logits, y))
+    def _step(self, batch: Batch) -> StepResult:
+        x, start = batch.x, batch.x
+        if self.random_start:
+            start = random_start(x, radii(self.eps, x), self.norm, batch.seed, 0, batch.index)
+        with crafting(batch.model):
+            adversarial = self._ascend(batch.losses, x, start)
+        logits = batch.logits(adversarial)
+        return StepResult(cross_entropy(logits, batch.y), self._spent(batch), adversarial_correct=batch.correct(logits))

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attacks.checks import check_choice, check_count, check_positive
 from ..attacks.geometry import steepest_step
-from ..attacks.losses import Objective, cross_entropy
+from ..attacks.losses import cross_entropy
 from .ascent import crafting
-from .base import BallObjective, Cost, StepResult, is_correct, logits_of
+from .base import BallObjective, Batch, Cost, StepResult
 from .curvature import Product, hessian_product, image_gradient, product_cost, single_precision, update_cost
 
 __all__ = ["SCORPIO"]
@@ -60,30 +60,26 @@ class SCORPIO(BallObjective):
     def cost(self) -> Cost:
         return Cost(crafting=1 + (self.steps - 1) * product_cost(self.hvp), update=update_cost(self.hvp))
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        with single_precision(x):
-            perturbation = self._maximize(model, x, y)
-            points = x.clone().requires_grad_(True)
-            logits = logits_of(model, points, y)
-            losses = cross_entropy(logits, y)
+    def _step(self, batch: Batch) -> StepResult:
+        with single_precision(batch.x):
+            perturbation = self._maximize(batch)
+            points = batch.x.clone().requires_grad_(True)
+            logits = batch.logits(points)
+            losses = cross_entropy(logits, batch.y)
             gradient = image_gradient(losses, points)
-            product = self._product(model, points, y, gradient, perturbation)
+            product = hessian_product(batch.losses, points, gradient, perturbation, self.fd_step, self.hvp)
             rise = (perturbation * (gradient + product / 2)).flatten(1).sum(1)
             loss = (losses + self.weight * rise).mean()
-        return StepResult(loss, self._spent(x), clean_correct=is_correct(logits, y))
+        return StepResult(loss, self._spent(batch), clean_correct=batch.correct(logits))
 
-    def _maximize(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _maximize(self, batch: Batch) -> Tensor:
         """The perturbation d `(B, *shape)` that Frank-Wolfe ends at."""
-        with crafting(model):
-            points = x.clone().requires_grad_(True)
-            gradient = image_gradient(Objective(model, "ce")(points, y), points)
+        with crafting(batch.model):
+            points = batch.x.clone().requires_grad_(True)
+            gradient = image_gradient(batch.losses(points), points)
             perturbation = self.eps * steepest_step(gradient.detach(), self.norm)
             for k in range(1, self.steps):
-                product = self._product(model, points, y, gradient, perturbation)
+                product = hessian_product(batch.losses, points, gradient, perturbation, self.fd_step, self.hvp)
                 corner = self.eps * steepest_step((gradient + product).detach(), self.norm)
                 perturbation = torch.lerp(perturbation, corner, 2 / (k + 2))
         return perturbation
-
-    def _product(self, model: nn.Module, points: Tensor, y: Tensor, gradient: Tensor, v: Tensor) -> Tensor:
-        objective = Objective(model, "ce")
-        return hessian_product(lambda moved: objective(moved, y), points, gradient, v, self.fd_step, self.hvp)

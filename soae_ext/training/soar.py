@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attacks.checks import check_choice, check_positive
 from ..attacks.geometry import gaussian_noise, per_sample, random_start
-from ..attacks.losses import Objective, cross_entropy
+from ..attacks.losses import cross_entropy
 from .ascent import ascend, crafting, radii
-from .base import BallObjective, Cost, StepResult, is_correct, logits_of
+from .base import BallObjective, Batch, Cost, StepResult
 from .curvature import Product, hessian_product, image_gradient, single_precision, update_cost
 
 __all__ = ["SOAR"]
@@ -56,28 +56,27 @@ class SOAR(BallObjective):
     def cost(self) -> Cost:
         return Cost(crafting=1, update=update_cost(self.hvp))
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
+    def _step(self, batch: Batch) -> StepResult:
+        x = batch.x
         with single_precision(x):
-            points = self._away_from_saturation(model, x, y, seed, index).requires_grad_(True)
-            logits = logits_of(model, points, y)
-            losses = cross_entropy(logits, y)
+            points = self._away_from_saturation(batch).requires_grad_(True)
+            logits = batch.logits(points)
+            losses = cross_entropy(logits, batch.y)
             gradient = image_gradient(losses, points)
-            z = gaussian_noise(x, 1.0, seed, (1,), index)[0]
-            z_1 = gaussian_noise(x.new_empty(len(x), 1), 1.0, seed, (2,), index)[0, :, 0]
-            objective = Objective(model, "ce")
-            product = hessian_product(lambda moved: objective(moved, y), points, gradient, z, self.fd_step, self.hvp)
+            z = batch.noise(1.0, 1)
+            z_1 = gaussian_noise(x.new_empty(len(x), 1), 1.0, batch.seed, (2,), batch.index)[0, :, 0]
+            product = hessian_product(batch.losses, points, gradient, z, self.fd_step, self.hvp)
             upper = (product + per_sample(z_1, x) * gradient).flatten(1)
             lower = (gradient * z).flatten(1).sum(1) + z_1
             length = torch.linalg.vector_norm(torch.cat([upper, lower[:, None]], 1), dim=1)
             radius = self.eps * math.sqrt(x[0].numel()) if self.norm == "Linf" else self.eps
             loss = (losses + (radius**2 + 1) / 2 * length - 0.5).mean()
-        return StepResult(loss, self._spent(x), adversarial_correct=is_correct(logits, y))
+        return StepResult(loss, self._spent(batch), adversarial_correct=batch.correct(logits))
 
-    def _away_from_saturation(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> Tensor:
-        half, objective = self.eps / 2, Objective(model, "ce")
-        start = random_start(x, radii(half, x), self.norm, seed, 0, index)
-        with crafting(model):
+    def _away_from_saturation(self, batch: Batch) -> Tensor:
+        """The points x', `(B, *shape)`."""
+        half = self.eps / 2
+        start = random_start(batch.x, radii(half, batch.x), self.norm, batch.seed, 0, batch.index)
+        with crafting(batch.model):
             # A ball of half the radius around a point of the ball of half the radius.
-            return ascend(
-                lambda points: objective(points, y), start, start, eps=half, norm=self.norm, step_size=half, steps=1
-            )
+            return ascend(batch.losses, start, start, eps=half, norm=self.norm, step_size=half, steps=1)

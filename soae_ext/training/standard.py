@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .base import Cost, StepResult, TrainingObjective, is_correct, logits_of
+from .base import Batch, Cost, StepResult, TrainingObjective
 
 __all__ = ["Standard"]
 
@@ -22,6 +21,6 @@ class Standard(TrainingObjective):
     def cost(self) -> Cost:
         return Cost(crafting=0, update=1)
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        logits = logits_of(model, x, y)
-        return StepResult(cross_entropy(logits, y), self._spent(x), clean_correct=is_correct(logits, y))
+    def _step(self, batch: Batch) -> StepResult:
+        logits = batch.logits(batch.x)
+        return StepResult(cross_entropy(logits, batch.y), self._spent(batch), clean_correct=batch.correct(logits))

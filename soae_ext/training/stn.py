@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softmax
 
 from ..attacks.checks import check_choice, check_positive
-from ..attacks.geometry import gaussian_noise
-from .base import Cost, StepResult, TrainingObjective, is_correct, logits_of
+from .base import Batch, Cost, StepResult, TrainingObjective
 
 __all__ = ["STN"]
 
@@ -49,9 +47,8 @@ class STN(TrainingObjective):
     def cost(self) -> Cost:
         return Cost(crafting=0, update=2)
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        logits = logits_of(model, x, y)
-        noisy = logits_of(model, x + gaussian_noise(x, self.sigma, seed, (0,), index)[0], y)
+    def _step(self, batch: Batch) -> StepResult:
+        logits, noisy = batch.logits(batch.x), batch.logits(batch.x + batch.noise(self.sigma, 0))
         target = softmax(logits, 1) if self.target == "softmax" else logits.detach()
-        loss = cross_entropy(logits, y) + self.gamma * cross_entropy(noisy, target)
-        return StepResult(loss, self._spent(x), clean_correct=is_correct(logits, y))
+        loss = cross_entropy(logits, batch.y) + self.gamma * cross_entropy(noisy, target)
+        return StepResult(loss, self._spent(batch), clean_correct=batch.correct(logits))

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from ..attacks.checks import check_positive
-from ..attacks.geometry import gaussian_noise
 from .ascent import AscentObjective, crafting
-from .base import Cost, StepResult, in_single_precision, is_correct, logits_of
+from .base import Batch, Cost, StepResult
 
 __all__ = ["TRADES"]
 
@@ -46,19 +45,20 @@ class TRADES(AscentObjective):
     def cost(self) -> Cost:
         return Cost(crafting=self.steps, update=2)
 
-    def _step(self, model: nn.Module, x: Tensor, y: Tensor, seed: int, index: Tensor) -> StepResult:
-        with crafting(model):
+    def _step(self, batch: Batch) -> StepResult:
+        x = batch.x
+        with crafting(batch.model):
             with torch.no_grad():
-                anchor = in_single_precision(model(x))
-            start = x + gaussian_noise(x, _NOISE, seed, (0,), index)[0]
-            perturbed = self._ascend(lambda points: _divergence(anchor, in_single_precision(model(points))), x, start)
-        logits, perturbed_logits = logits_of(model, x, y), logits_of(model, perturbed, y)
-        divergence = _divergence(logits, perturbed_logits).mean()
+                anchor = batch.logits(x)
+            start = x + batch.noise(_NOISE, 0)
+            perturbed = self._ascend(lambda points: _divergence(anchor, batch.logits(points)), x, start)
+        logits, perturbed_logits = batch.logits(x), batch.logits(perturbed)
+        loss = cross_entropy(logits, batch.y) + self.beta * _divergence(logits, perturbed_logits).mean()
         return StepResult(
-            cross_entropy(logits, y) + self.beta * divergence,
-            self._spent(x),
-            clean_correct=is_correct(logits, y),
-            adversarial_correct=is_correct(perturbed_logits, y),
+            loss,
+            self._spent(batch),
+            clean_correct=batch.correct(logits),
+            adversarial_correct=batch.correct(perturbed_logits),
         )
 
 
