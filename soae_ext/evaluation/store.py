@@ -15,7 +15,7 @@ from torch import Tensor, uint8
 
 from .._files import replacing
 
-__all__ = ["Store", "digest"]
+__all__ = ["Store", "differences", "digest"]
 
 _MANIFEST = "run.json"
 
@@ -58,7 +58,11 @@ class Store:
         if fresh and directory.is_dir():
             self.remove()
         if manifest.is_file():
-            differing = _differences(manifest, fingerprint)
+            try:
+                kept = json.loads(manifest.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{manifest} cannot be read; drop the results with --fresh") from error
+            differing = differences(kept, fingerprint)
             if differing:
                 raise ValueError(
                     f"{directory} holds the results of another run ({'; '.join(differing)}): "
@@ -114,11 +118,8 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest(*(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
-def _differences(manifest: Path, fingerprint: Mapping[str, str | int | float | None]) -> list[str]:
-    try:
-        kept = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{manifest} cannot be read; drop the results with --fresh") from error
+def differences(kept: Mapping[str, object], fingerprint: Mapping[str, object]) -> list[str]:
+    """What differs between the fingerprint of a run that was kept and that of this one, in words."""
     return [
         f"{name}: {_short(kept.get(name))} there, {_short(fingerprint.get(name))} here"
         for name in dict.fromkeys([*fingerprint, *kept])

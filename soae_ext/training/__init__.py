@@ -5,7 +5,11 @@ An objective is a value that holds its options: `PGDTraining(eps=8 / 255)(model,
 
 from .asod import ASODTraining
 from .base import Cost, StepResult, TrainingObjective
+from .fit import fit
+from .loop import History
 from .pgd import PGDTraining
+from .processes import make_fabric
+from .recipe import Recipe
 from .scorpio import SCORPIO
 from .soar import SOAR
 from .soat import SOAT
@@ -21,8 +25,12 @@ __all__ = [
     "TRADES",
     "ASODTraining",
     "Cost",
+    "History",
     "PGDTraining",
+    "Recipe",
     "Standard",
     "StepResult",
     "TrainingObjective",
+    "fit",
+    "make_fabric",
 ]

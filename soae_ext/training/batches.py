@@ -50,25 +50,25 @@ class Batches:
         device: where batches are augmented and handed out.
         rank, world: number of this process, and of all.
 
+    Attributes:
+        per_epoch: batches of one epoch.
+        share: images of this process in each.
+
     Raises:
         ValueError: the batch is larger than the data or cannot be divided between the processes.
     """
 
     def __init__(self, data: ImageData, recipe: Recipe, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        if recipe.batch_size % world:
-            raise ValueError(
-                f"batch_size: {recipe.batch_size} images cannot be shared equally between {world} processes"
-            )
         self.per_epoch, _ = recipe.steps(len(data))
         self._images, self._labels = _compact(data.images), data.labels
         self._recipe, self._device, self._rank = recipe, device, rank
-        self._share = recipe.batch_size // world
+        self.share = recipe.share(world)
         self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, step: int) -> Batch:
         epoch, position = divmod(step, self.per_epoch)
-        recipe, start = self._recipe, self._rank * self._share
-        index = torch.arange(start, start + self._share)
+        recipe, start = self._recipe, self._rank * self.share
+        index = torch.arange(start, start + self.share)
         rows = self._permutation(epoch)[position * recipe.batch_size + index]
         images = self._images[rows].to(self._device, non_blocking=True)
         if recipe.augmentation == "crop-flip":

@@ -125,6 +125,18 @@ class Recipe:
         whole = self.epochs * each
         return each, whole if self.max_steps is None else min(whole, self.max_steps)
 
+    def share(self, processes: int) -> int:
+        """Images of one step for each of so many processes.
+
+        Raises:
+            ValueError: they cannot be shared equally.
+        """
+        if self.batch_size % processes:
+            raise ValueError(
+                f"batch_size: {self.batch_size} images cannot be shared equally between {processes} processes"
+            )
+        return self.batch_size // processes
+
     @property
     def result_options(self) -> dict[str, object]:
         """The fields that the trained network depends on."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-from ..attacks.base import Attack
 from .base import TrainingObjective
 from .recipe import Recipe
 
-__all__ = ["ball_of", "in_ball_of", "learning_rate", "radius_factor", "scaled"]
-
-T = TypeVar("T", Attack, TrainingObjective)
+__all__ = ["ball_of", "learning_rate", "radius_factor"]
 
 # Of the peak, at the start and (of that) at the end of one cycle; and the fraction of it that rises by default.
 _CYCLE_START, _CYCLE_END, _CYCLE_WARMUP = 1 / 25, 1e-4, 0.3
@@ -42,22 +38,6 @@ def ball_of(objective: TrainingObjective) -> tuple[float, Any] | None:
     """Radius and norm of the ball that the objective looks at; `None` if there is none."""
     eps = getattr(objective, "eps", None)
     return None if eps is None else (eps, getattr(objective, "norm", "Linf"))
-
-
-def in_ball_of(objective: TrainingObjective, factor: float) -> TrainingObjective:
-    """The objective in a ball of `factor` times its radius, with steps that are as much shorter."""
-    return objective if factor == 1 else scaled(objective, factor)
-
-
-def scaled(value: T, factor: float) -> T:
-    """An attack or objective with `factor` times the radius and length of a step."""
-    changed: dict[str, Any] = {
-        name: factor * getattr(value, name) for name in ("eps", "step_size") if getattr(value, name, None) is not None
-    }
-    attack = getattr(value, "attack", None)
-    if isinstance(attack, Attack):
-        changed = {"attack": scaled(attack, factor), "eps": None}
-    return replace(value, **changed)
 
 
 def _one_cycle(recipe: Recipe, step: int, steps: int) -> float:
