@@ -255,6 +255,33 @@ def test_under_autocast_the_network_alone_is_in_lower_precision(objective):
     torch.testing.assert_close(result.loss, exact.loss, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("objective", [Standard(), STN(0.0, gamma=0.0), TRADES(0.1, beta=0.0)], ids=label)
+def test_losses_are_taken_of_logits_in_single_precision(objective):
+    """Where bfloat16 would round the loss to 3 digits, and the loss of confident images to none."""
+    model, x = single(tiny()), images(8, dtype=torch.float32)
+    model[3].weight.data.mul_(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+        assert logits.dtype == torch.bfloat16
+        y = logits.argmax(1)
+        loss = objective(model, x, y)
+    expected = nn.functional.cross_entropy(logits.double(), y)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_examples_are_crafted_on_losses_in_single_precision():
+    seen = []
+
+    class Recording(PGDTraining):
+        def _ascend(self, losses, x, start):
+            seen.append(losses(x).dtype)
+            return x
+
+    with torch.autocast("cpu", torch.bfloat16):
+        Recording(0.1)(single(tiny()), images(8, dtype=torch.float32), labels(8))
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize("objective", [SOAR(0.05), SCORPIO(0.1)], ids=label)
 def test_differences_of_gradients_are_taken_in_single_precision(objective):
     model, x, y = single(tiny()), images(8, dtype=torch.float32), labels(8)
