@@ -9,8 +9,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +26,7 @@ _ABOUT = "Second-order adversarial attacks, built on a batched GMRES."
 COMMANDS = {
     "attack": "Attack a digit classifier and print what is left of its accuracy.",
     "evaluate": "Evaluate a classifier under several attacks, with curves, pictures and sanity checks.",
+    "train": "Train a classifier, plainly or against adversarial examples.",
     "plot": "Compare training runs: loss and accuracy against epochs and against gradients.",
     "data pack": "Pack images into one small file that loads in a moment.",
     "doctor": "Print what was built, what hardware is seen, and what to do about what is missing.",
@@ -57,7 +58,7 @@ def _run(words: list[str]) -> int:
         name = _command(words)
         command = f"soae {name}"
         module = import_module(f".commands.{name.replace(' ', '_')}", __package__)
-        options = _parse(module.Options, command, words[len(name.split()) :])
+        options = _parse(module, command, words[len(name.split()) :])
         status: int = module.run(options, shlex.join(["soae", *words]))
         return status
     except CommandError as error:
@@ -100,21 +101,31 @@ def _complain(line: str) -> None:
     shard.gather(None)
 
 
-def _parse(kind: Any, command: str, words: list[str]) -> Any:
+def _parse(module: Any, command: str, words: list[str]) -> Any:
     """The options in `words`; exits after printing help."""
     import tyro
 
-    from .commands.errors import CommandError
+    from .commands.errors import CommandError, blaming
 
+    kind = module.Options
+    default = {"default": module.defaults(words)} if hasattr(module, "defaults") else {}
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=command, args=words)
+        with contextlib.redirect_stderr(complaint), blaming():
+            return tyro.cli(kind, prog=command, args=words, **default)
     except SystemExit as error:
         if error.code in (None, 0):
             raise
-        names = ["--" + field.name.replace("_", "-") for field in fields(kind)]
+        names = ["--" + name.replace("_", "-") for name in _option_names(kind)]
         raise CommandError(one_line(complaint.getvalue(), names)) from error
+
+
+def _option_names(kind: Any) -> Iterator[str]:
+    for field in fields(kind):
+        if is_dataclass(field.default):
+            yield from _option_names(field.default)
+        else:
+            yield field.name
 
 
 def one_line(box: str, options: Sequence[str] = ()) -> str:
@@ -145,6 +156,10 @@ def one_line(box: str, options: Sequence[str] = ()) -> str:
     value = re.search(r"could be instantiated from \['?(.*?)'?\]", message)
     if value:
         return f"{option[0]}: expected {_wanted(message)}, got '{value[1]}'"
+    literal = re.search(r"(literal for int|string to float).*: '(.*)'$", message)
+    if literal:
+        wanted = "a whole number" if literal[1].endswith("int") else "a number"
+        return f"{option[0]}: expected {wanted}, got '{literal[2]}'"
     words = re.search(r"Could not find valid parse for arguments: \[(.*)\]", message)
     return f"{option[0]}: cannot take {words[1]}; see --help" if words else f"{option[0]}: {message}"
 

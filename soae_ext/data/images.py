@@ -55,6 +55,19 @@ class ImageData:
             raise ValueError(f"must be between 1 and {len(self)}, the number of images in {self.name}; got {n}")
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
+    def hold_out(self, count: int) -> tuple[ImageData, ImageData]:
+        """All images but `count`, and these: evenly spaced, so that they are of all classes if those come in order.
+
+        Raises:
+            ValueError: `count` is less than 1, or leaves nothing.
+        """
+        if not 1 <= count < len(self):
+            raise ValueError(f"count: must be between 1 and {len(self) - 1} of {len(self)} images; got {count}")
+        held = torch.zeros(len(self), dtype=torch.bool)
+        held[torch.arange(count) * len(self) // count] = True
+        rest, chosen = (replace(self, images=self.images[part], labels=self.labels[part]) for part in (~held, held))
+        return rest, chosen
+
     def check(self, shape: Sequence[int | None] | None = None, classes: int | None = None) -> None:
         """Raise unless a network can take the data.
 

@@ -27,8 +27,8 @@ __all__ = ["COLUMNS", "TIMINGS", "Log", "RunLog", "read_log"]
 
 Row = Mapping[str, float | int | None]
 
-# What a row holds; None where it was not measured. `gradients` is the sum over all images since the start of the run,
-# the other numbers are means since the row before.
+# What a row holds; None where it was not measured. `gradients` (spent on all images together) and `seconds` (of steps)
+# are counted from the start of the run; the rest are means since the row before of the same kind, `lr` the last value.
 COLUMNS = (
     "step",
     "epoch",
