@@ -89,7 +89,7 @@ def test_hessian_export_is_the_hessian_of_the_loss() -> None:
             return torch.nn.functional.cross_entropy(model(x.view(shape)), label)
 
         x = data.images[i].double().flatten()
-        expected = torch.autograd.functional.hessian(loss, x).numpy()
+        expected = torch.autograd.functional.hessian(loss, x, vectorize=True).numpy()
         np.testing.assert_allclose(factor[i].T @ factor[i], expected, atol=1e-9 * np.abs(expected).max())
         slope = torch.autograd.functional.jacobian(loss, x).numpy()
         np.testing.assert_allclose(gradient[i], slope, atol=1e-9 * np.abs(slope).max())

@@ -33,10 +33,14 @@ class Runner:
         self.task = task
         self.arrays = {key: jnp.asarray(value) for key, value in task.arrays.items()}
         self.b = jnp.asarray(task.b)
+        self.warm = False
 
     def prepare(self, rtol: float) -> tuple[Callable[[], Any], Callable[[Any], protocol.Answer]]:
         solve = _compiled(self.task.kind, self.task.restart, self.task.cycles, self.method)
         tolerance = jnp.asarray(rtol, self.b.dtype)
+        if not self.warm:  # compiles; the tolerance is an argument, so that another one does not compile again
+            jax.block_until_ready(solve(self.arrays, self.b, tolerance))
+            self.warm = True
 
         def unpack(result: tuple[jax.Array, jax.Array]) -> protocol.Answer:
             return protocol.Answer(np.asarray(result[0]), [info == 0 for info in np.asarray(result[1])])
