@@ -99,6 +99,7 @@ class RunDirectory:
             for other, reason in zip(damaged, reasons, strict=True):
                 self._warn(f"{reason}: continuing from {path.name}")
                 other.replace(other.with_name(other.name + ".damaged"))
+            self._prune()
             return found
         if damaged:
             raise ValueError(f"run_dir: every checkpoint is damaged ({'; '.join(reasons)}): train in another directory")
@@ -113,8 +114,7 @@ class RunDirectory:
         path = self.directory / _CHECKPOINT.format(progress.step)
         with _explained(path):
             write_state(path, learner, progress)
-        for old in self._checkpoints()[_KEPT:]:
-            old.unlink(missing_ok=True)
+        self._prune()
 
     def best(self) -> Best | None:
         """What the file of the best network says of it; `None` if there is none."""
@@ -191,6 +191,11 @@ class RunDirectory:
 
     def _has_saved(self) -> bool:
         return any(".safetensors" in path.name for path in self.directory.iterdir() if not path.name.startswith("."))
+
+    def _prune(self) -> None:
+        """Delete the checkpoints that are too old."""
+        for old in self._checkpoints()[_KEPT:]:
+            old.unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[Path]:
         """The newest first."""
