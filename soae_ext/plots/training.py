@@ -22,15 +22,15 @@ _PANELS = (
     ("clean_accuracy", "clean accuracy"),
     ("robust_accuracy", "robust accuracy"),
 )
-# With more epochs than this, a marker at each would hide the line.
+# With more points than this, a marker at each would hide the line.
 _MARKED = 12
 
 
 def training_chart(runs: Mapping[str, Log], theme: Theme = LIGHT) -> Figure:
     """Training loss, clean and robust validation accuracy of several runs, against epochs and against gradients spent.
 
-    A marker stands at every epoch of a short run and at a dozen of a long one, a ring around the best robust accuracy.
-    The thin line behind the loss is that of the single batches. Quantities that no run measured are left out.
+    The loss is that of the rows of steps, the accuracies those of the epochs. A dozen markers tell the lines apart
+    without colour; a ring stands around the best robust accuracy. Quantities that no run measured are left out.
 
     Args:
         runs: the logs by the name of their run.
@@ -74,15 +74,15 @@ def _has(log: Log, quantity: str) -> bool:
 
 
 def _draw(axes: Axes, log: Log, abscissa: str, quantity: str, colour: str, marker: str) -> None:
-    x, y = _points(log.epochs, abscissa, quantity)
-    if quantity == "loss":
-        steps = log.steps if abscissa == "gradients" else _with_epochs(log)
-        axes.plot(*_points(steps, abscissa, quantity), color=colour, linewidth=0.7, alpha=0.45)
+    rows = log.epochs
+    if quantity == "loss" and log.steps:
+        # The mean of an epoch would stand at its end, above the loss that was reached there.
+        rows = log.steps if abscissa == "gradients" else _with_epochs(log)
+    x, y = _points(rows, abscissa, quantity)
     every = max(1, math.ceil(len(x) / _MARKED))
-    marks = slice(len(x) - 1, None, -every)  # the last epoch is marked always
-    marked = sorted(range(len(x))[marks]) if len(x) else []
+    marked = sorted(range(len(x))[len(x) - 1 :: -every]) if x else []  # the last one always
     axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=4.5, markevery=marked)
-    if quantity == "robust_accuracy" and len(x):
+    if quantity == "robust_accuracy" and x:
         best = int(np.argmax(y))
         axes.plot(x[best], y[best], marker="o", markersize=11, fillstyle="none", color=colour)
 
