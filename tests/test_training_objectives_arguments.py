@@ -45,8 +45,18 @@ def test_a_ball_may_be_given_by_itself_or_with_an_attack():
     assert SOAT(0.2, norm="L2", attack=attack) == given
     assert SOAT(0.2).attack.norm == "Linf"
     assert SOAT(12.0, norm="L1").attack.direction == "trust-region"
-    assert SOAT.paper(0.2, norm="L2", direction="paper").attack.normalize == "L2"
-    assert SOAT.paper(0.2, max_dim=4).attack.max_dim == 4
+
+
+def test_the_settings_of_the_paper():
+    """Algorithm 1 with T = 4 and alpha = eps: no random point, but a random start of every solve."""
+    attack = SOAT.paper(0.2).attack
+    assert (attack.steps, attack.step_size, attack.plan().second_order_steps) == (4, 0.05, 4)
+    assert (attack.hvp, attack.delta0, attack.plan().random_start) == ("finite-difference", "random", False)
+    assert (attack.threshold, attack.threshold_on, attack.max_dim) == (1e-3, "residual", 9)
+    assert (attack.direction, attack.normalize) == ("ascent", "sign")
+    attack = SOAT.paper(0.2, norm="L2", direction="paper", max_dim=4).attack
+    assert (attack.direction, attack.normalize, attack.max_dim) == ("paper", "L2", 4)
+    assert SOAT.paper(0.0).attack.eps == 0
 
 
 @every_objective
