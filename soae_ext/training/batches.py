@@ -13,14 +13,14 @@ from ..data import ImageData
 from ..data.packed import to_bytes
 from .recipe import Recipe
 
-__all__ = ["Batch", "Batches", "crop_and_flip", "seed_of"]
+__all__ = ["Batches", "Part", "crop_and_flip", "seed_of"]
 
 # Streams of random numbers; each step or epoch has generators of its own, so none of them has a state to be saved.
 _ORDER, _AUGMENTATION, _OBJECTIVE, _LAYERS = range(4)
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Part:
     """The part of one step's images that is this process's.
 
     Attributes:
@@ -65,7 +65,7 @@ class Batches:
         self.share = recipe.share(world)
         self._order: tuple[int, Tensor] | None = None
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Part:
         epoch, position = divmod(step, self.per_epoch)
         recipe, start = self._recipe, self._rank * self.share
         index = torch.arange(start, start + self.share)
@@ -75,7 +75,7 @@ class Batches:
             images = crop_and_flip(images, *self._shifts(step, index), recipe.padding)
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        return Batch(
+        return Part(
             images.contiguous(memory_format=torch.channels_last) if recipe.channels_last else images,
             self._labels[rows].to(self._device, non_blocking=True),
             index,
