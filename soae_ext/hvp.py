@@ -1,6 +1,7 @@
 """Curvature of a loss with respect to its input, as operators for the solvers.
 
 ``hessian_operator`` gives v -> H v, ``gauss_newton_operator`` v -> J^T (diag(p) - p p^T) J v; neither forms a matrix.
+``jacobian_operator`` is the latter for few classes, from J itself.
 
 How a compiled product (``method="traced"``) is kept: the loss is run under a tracer once for every loss, autocast
 setting, train/eval mode and kind of input (dtype, device, shape). Whatever values the tensors have is free to change:
@@ -24,11 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soae_ext._hvp import jacobian
 from soae_ext._hvp.curvature import Autocast, GaussNewtonProblem, HessianProblem
+from soae_ext._hvp.jacobian import JacobianOperator, LossOfLogits
 from soae_ext._hvp.linearize import Linearization, double_backward, finite_difference, traced
 from soae_ext._hvp.loss_arguments import take
 
-__all__ = ["METHODS", "HessianOperator", "gauss_newton_operator", "hessian_operator"]
+__all__ = [
+    "METHODS",
+    "HessianOperator",
+    "JacobianOperator",
+    "gauss_newton_operator",
+    "hessian_operator",
+    "jacobian_operator",
+]
 
 METHODS = ("double-backward", "finite-difference", "traced")
 
@@ -178,22 +188,49 @@ def gauss_newton_operator(
 
     Raises ``TypeError`` or ``ValueError`` as ``hessian_operator`` does, and for labels not (B,) int64 in [0, C).
     """
+    if method not in _EXACT:
+        raise ValueError(f"method: unknown {method!r}; choose one of {', '.join(map(repr, _EXACT))}")
+    _check_classified(logits_fn, y, x)
+    problem = GaussNewtonProblem(logits_fn, Autocast.current(x.device))
+    try:
+        return HessianOperator(problem, _EXACT[method], _copy(x), _usable((y,)))
+    except IndexError as error:
+        raise ValueError(f"y must hold labels below the number of classes: {error}") from error
+
+
+def jacobian_operator(
+    logits_fn: Callable[[Tensor], Tensor], loss: LossOfLogits, y: Tensor, x: Tensor
+) -> JacobianOperator:
+    """The Gauss-Newton matrix of ``loss`` at ``x`` from the Jacobian of the logits, as a ``JacobianOperator``.
+
+    What ``gauss_newton_operator`` gives for cross-entropy, for C - 1 gradients at the point and none for a product. On
+    networks whose logits are piecewise linear in ``x`` (ReLU, max pooling) it is the Hessian, and with C classes three
+    or four exact products cost as much.
+
+    Args:
+        logits_fn: ``logits_fn(x) -> (B, C)``, C >= 2.
+        loss: ``loss(logits, y) -> (B,)``, twice differentiable, of differences of logits alone: adding a number to all
+            logits of an image must not change it. It is called with float64 logits.
+        y: (B,) int64 labels, in [0, C).
+        x: (B, *shape), floating point.
+
+    Raises ``TypeError`` or ``ValueError`` naming the argument, as ``gauss_newton_operator`` does, and for a loss that
+    depends on more than differences.
+    """
+    _check_classified(logits_fn, y, x)
+    return jacobian.build(logits_fn, loss, y, x)
+
+
+def _check_classified(logits_fn: object, y: object, x: Tensor) -> None:
     if not callable(logits_fn):
         raise TypeError(f"logits_fn must be callable, got {type(logits_fn).__name__}")
     _check_point(x)
-    if method not in _EXACT:
-        raise ValueError(f"method: unknown {method!r}; choose one of {', '.join(map(repr, _EXACT))}")
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
         raise TypeError(f"y must be a tensor of int64 labels, got {getattr(y, 'dtype', type(y).__name__)}")
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must have shape (B,) = ({x.shape[0]},), got {tuple(y.shape)}")
     if y.numel() and y.min() < 0:
         raise ValueError(f"y must not be negative, got {y.min().item()}")
-    problem = GaussNewtonProblem(logits_fn, Autocast.current(x.device))
-    try:
-        return HessianOperator(problem, _EXACT[method], _copy(x), _usable((y,)))
-    except IndexError as error:
-        raise ValueError(f"y must hold labels below the number of classes: {error}") from error
 
 
 def _difference(x: Tensor, step: float | None, central: bool) -> _Build:

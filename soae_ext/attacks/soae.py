@@ -8,9 +8,8 @@ Flow of one outer iteration, for the whole batch at once:
 what the derivation of the second-order attack sets out to use. For a cross-entropy loss on a ReLU network H equals its
 Gauss-Newton part almost everywhere and is positive semi-definite, so this point is the *minimum* of Q: literally
 applied, -H^-1 g is the step that lowers the loss fastest (`direction="paper"`, kept to show just that). The default,
-`"ascent"`, steps along +H^-1 g. It does raise the loss, but the more accurately the system is solved the weaker the
-attack becomes: +H^-1 g lowers the true logit against all others alike, while the gradient (one Krylov dimension) aims
-at the class that is close. PGD with as many gradients is stronger.
+`"ascent"`, steps along +H^-1 g. It does raise the loss, but the more accurately it is solved the weaker the attack:
++H^-1 g lowers the true logit against all others alike, the gradient (one Krylov dimension) aims at the close ones.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..gmres import Workspace, gmres
-from ..hvp import HessianOperator, hessian_operator
+from ..hvp import HessianOperator, JacobianOperator, hessian_operator, jacobian_operator
 from ..krylov import Arnoldi, arnoldi
 from .base import Attack
 from .checks import check_choice, check_count, check_positive
@@ -40,11 +39,11 @@ Direction = Literal["ascent", "paper", "auto", "damped", "trust-region", "frank-
 Schedule = Literal["linear", "constant"]
 Normalize = Literal["sign", "identity", "L2", "Linf"]
 ThresholdOn = Literal["residual", "subdiagonal"]
-Product = Literal["traced", "double-backward", "finite-difference"]
+Product = Literal["traced", "double-backward", "finite-difference", "jacobian"]
 Start = Literal["zero", "random"]
 
 # Gradients that one Hessian-vector product costs.
-_PRODUCT_COST = {"traced": 2, "double-backward": 2, "finite-difference": 1}
+_PRODUCT_COST = {"traced": 2, "double-backward": 2, "finite-difference": 1, "jacobian": 0}
 # Directions that solve a system, to a threshold.
 _SOLVES = ("ascent", "auto", "paper")
 # The default budget; it is cut into runs of about so many gradients, and into so many runs at most.
@@ -77,8 +76,7 @@ class SOAE(Attack):
     loss, and one second-order step at the start; see docs/results for the measurements and what the curvature adds.
 
     A solution is not used where it is zero, not finite or orthogonal to g, nor, with `"ascent"` and `"damped"`, where
-    it does not ascend (<d, g> <= 0, possible where H is indefinite): the step then follows the gradient, and where that
-    is zero too, the gradient of the margin loss.
+    it does not ascend (<d, g> <= 0, if H is indefinite): the step follows the gradient, or that of the margin loss.
 
     Args, beyond those of :class:`soae_ext.attacks.base.Attack`:
         steps: outer iterations of each restart; 0 leaves it to `gradients`.
@@ -114,7 +112,10 @@ class SOAE(Attack):
             then. Both are for `"ascent"`, `"auto"` and `"paper"`; the other directions build `max_dim` dimensions.
         damping: mu of `"damped"`, in multiples of the largest |eigenvalue| of H on the space.
         inner_steps: iterations of `"frank-wolfe"` on the model; they cost no products.
-        hvp: `"traced"` or `"double-backward"` (exact, 2 gradients each), or `"finite-difference"` (1 gradient each).
+        hvp: `"traced"` or `"double-backward"` (exact, 2 gradients each), `"finite-difference"` (1 gradient each), or
+            `"jacobian"`: the gradients of all logits, C - 1 for each step with `classes` C, and products for nothing.
+            Those are of the Gauss-Newton matrix, which on a ReLU network is H.
+        classes: C, for the cost of `"jacobian"` alone.
         fd_step: length of the finite-difference step in pixel units; `None` is 1e-3 * sqrt(n / 784).
         delta0: start of each solve of `"ascent"`, `"auto"` and `"paper"`, `"zero"` or `"random"`: uniform in the ball
             of radius eps. The part of a random start that H maps to zero stays in the solution, as noise.
@@ -136,6 +137,7 @@ class SOAE(Attack):
     damping: float = 1.0
     inner_steps: int = 20
     hvp: Product = "traced"
+    classes: int | None = None
     fd_step: float | None = None
     delta0: Start = "zero"
 
@@ -161,6 +163,10 @@ class SOAE(Attack):
             check_positive("fd_step", self.fd_step)
             if self.hvp != "finite-difference":
                 raise ValueError(f"fd_step: hvp='{self.hvp}' takes no step; use hvp='finite-difference'")
+        if (self.classes is None) == (self.hvp == "jacobian"):
+            raise ValueError("classes: give the number of classes with hvp='jacobian', and with it alone")
+        if self.classes is not None:
+            check_count("classes", self.classes, 2)
         if self.direction == "frank-wolfe" and self.norm == "L1":
             raise ValueError("direction: 'frank-wolfe' needs norm Linf or L2; in L1 use 'ascent' or 'trust-region'")
         if self.delta0 == "random" and self.direction not in _SOLVES:
@@ -183,7 +189,7 @@ class SOAE(Attack):
     @property
     def step_cost(self) -> int:
         """Gradients that a second-order step costs at most."""
-        return 1 + self._products(self.plan().max_dim) * _PRODUCT_COST[self.hvp]
+        return self._step_cost(self.plan().max_dim)
 
     def plain(self, steps: int = 10) -> SOAE:
         """This attack with as many second-order steps, where it spends a budget; otherwise itself."""
@@ -221,7 +227,7 @@ class SOAE(Attack):
         if budget is None:
             total = self.restarts * self.steps
             return self.restarts, self.steps, total if second == "all" else min(second, total)
-        extra = self._products(max_dim) * _PRODUCT_COST[self.hvp]
+        extra = self._step_cost(max_dim) - 1
         restarts = max(1, min(_MOST_RUNS, round(budget / _RUN)))
         if second == "all":
             restarts = max(1, min(restarts, budget // (1 + extra)))
@@ -236,16 +242,26 @@ class SOAE(Attack):
             )
         return restarts, steps, second
 
-    def _products(self, max_dim: int) -> int:
-        """Products with H that a second-order step makes at most."""
+    def _step_cost(self, max_dim: int) -> int:
+        """Gradients that a second-order step costs at most: at the point, and for products with H."""
         checked = self.direction in _SOLVES and self.threshold_on == "residual"
-        return max_dim + checked + (self.delta0 == "random")
+        products = max_dim + checked + (self.delta0 == "random")
+        return self._point_cost + products * _PRODUCT_COST[self.hvp]
+
+    @property
+    def _point_cost(self) -> int:
+        return 1 if self.classes is None else self.classes - 1
+
+    def _check_fit(self, x: Tensor, classes: int) -> None:
+        if self.classes not in (None, classes):
+            raise ValueError(f"classes: {self.classes}, but the model has {classes}")
 
     def _bytes_per_image(self, gradient: int, image: int) -> int:
         # An exact product keeps the graph of the gradient besides that of the loss; a Krylov basis is built in scratch
         # memory and copied out of it.
-        graphs = 1 if self.hvp == "finite-difference" else 2
-        return super()._bytes_per_image(graphs * gradient, image) + 2 * (self.plan().max_dim + 1) * image
+        graphs = 2 if self.hvp in ("traced", "double-backward") else 1
+        vectors = 2 * (self.plan().max_dim + 1) + 2 * (self.classes or 0)
+        return super()._bytes_per_image(graphs * gradient, image) + vectors * image
 
     def _run(self, task: Task) -> Tensor:
         plan = self.plan()
@@ -289,8 +305,8 @@ class SOAE(Attack):
         self, task: Task, objective: Objective, at: tuple[int, int], plan: Plan, workspace: Workspace
     ) -> Tensor:
         """Move the active samples; the Krylov dimensions used, `(A,)`."""
-        operator = hessian_operator(objective, task.points, task.labels, method=self.hvp, step=self.fd_step)
-        task.charge(1)
+        operator = self._operator(objective, task.points, task.labels)
+        task.charge(self._point_cost)
         gradient = operator.gradient.detach()
         length = self._length(task, at[1], plan)
         if self.direction in _SOLVES:
@@ -311,8 +327,19 @@ class SOAE(Attack):
             task.move(per_sample(length, chosen) * self._normalized(chosen, task))
         return used
 
+    def _operator(self, objective: Objective, points: Tensor, labels: Tensor) -> HessianOperator | JacobianOperator:
+        if self.hvp == "jacobian":
+            return jacobian_operator(objective.model, objective.of_logits, labels, points)
+        return hessian_operator(objective, points, labels, method=self.hvp, step=self.fd_step)
+
     def _solve(
-        self, task: Task, operator: HessianOperator, gradient: Tensor, at: tuple[int, int], m: int, workspace: Workspace
+        self,
+        task: Task,
+        operator: HessianOperator | JacobianOperator,
+        gradient: Tensor,
+        at: tuple[int, int],
+        m: int,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor]:
         """The solution d of H d = +-g, and the Krylov dimensions `(A,)`; charges the products."""
         b = -gradient if self.direction == "paper" else gradient
