@@ -1,6 +1,7 @@
 """This project: the compiled backend, and its pure-PyTorch reference in both forms.
 
-Variants: "fused", "pytorch mgs", "pytorch cgs2". A workspace is reused, as a caller who solves repeatedly would.
+Variants: "fused", "pytorch mgs", "pytorch cgs2". A workspace is reused, as a caller who solves repeatedly would, and
+dense matrices are passed as what they are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Runner:
         return {"soae_ext": soae_ext.__version__, "torch": torch.__version__}
 
     def load(self, task: protocol.Task) -> None:
-        self.A, self.b = torch_operators.operator(task), torch_operators.tensor(task.b)
+        dense = task.kind == "dense"
+        self.A = torch_operators.tensor(task.arrays["matrix"]) if dense else torch_operators.operator(task)
+        self.b = torch_operators.tensor(task.b)
         self.options |= {"restart": task.restart, "max_iters": task.max_iters, "workspace": Workspace()}
 
     def prepare(self, rtol: float) -> tuple[Callable[[], Any], Callable[[Any], protocol.Answer]]:
