@@ -91,6 +91,14 @@ def test_a_run(capfd, data, tmp_path):
     assert call(capfd, "attack", *advised, "--attack", "FGSM")[0] == 0
 
 
+@pytest.mark.parametrize("more", [("--eps", "1/2"), ("--objective", "TRADES:eps=0.5", "--eps", "0.1")])
+def test_validation_and_advice_are_about_the_ball_of_the_objective(capfd, data, tmp_path, more):
+    run = tmp_path / "run"
+    _, out, _ = call(capfd, *words(data, run, "--max-steps", "1", "--norm", "L2", *more))
+    assert out.splitlines()[-1].endswith(f"--data {data} --eps 0.5 --norm L2")
+    assert json.loads((run / "run.json").read_text())["attack"].startswith("PGD(eps=0.5, norm='L2', steps=10")
+
+
 def test_equal_seeds_give_equal_runs_and_others_do_not(capfd, data, tmp_path):
     found = []
     for seed in ("0", "0", "1"):

@@ -185,7 +185,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
             objective,
             options.recipe,
             validation=validation,
-            attack=attack if validation is not None else None,
+            attack=attack,
             run_dir=options.run_dir,
             resume=options.resume,
             fabric=processes.fabric,
@@ -199,7 +199,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
                 write_json(
                     _document(options, line, eps, history, train, validation, classes, processes), options.output
                 )
-        _conclude(options, history)
+        _conclude(options, eps, history)
     return 0
 
 
@@ -254,7 +254,7 @@ def _working() -> Iterator[None]:
         raise CommandError(f"{options.get(argument, '--' + argument.replace('_', '-'))}: {text}") from error
 
 
-def _conclude(options: Options, history: History) -> None:
+def _conclude(options: Options, eps: float, history: History) -> None:
     """Say where the run stands and what to do with it."""
     assert options.run_dir is not None
     if not history.finished:
@@ -269,8 +269,16 @@ def _conclude(options: Options, history: History) -> None:
             f"{100 * history.best.accuracy:.1f} % after epoch {history.best.epoch}"
         )
     name = "model" if history.best is None else "best"
-    words = ["--model", options.model, "--checkpoint", str(options.run_dir / f"{name}.safetensors")]
-    print(f"Evaluate it: {shlex.join(['soae', 'evaluate', *words, '--data', options.data])}")
+    words = [
+        "--model",
+        options.model,
+        "--checkpoint",
+        str(options.run_dir / f"{name}.safetensors"),
+        "--data",
+        options.data,
+    ]
+    words += ["--eps", str(eps), *([] if options.norm == "Linf" else ["--norm", options.norm])]
+    print(f"Evaluate it: {shlex.join(['soae', 'evaluate', *words])}")
 
 
 def _document(
