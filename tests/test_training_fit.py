@@ -272,7 +272,10 @@ class Failing(TrainingObjective):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (Failing(factor=torch.nan), r"^the loss is nan in step 4: use a smaller lr, or clip_gradient; the last good"),
+        (
+            Failing(factor=torch.nan),
+            r"^the loss is nan in step 4: use a smaller lr, or clip_gradient; kept: the checkpoint of step 2 in /",
+        ),
         (Failing(factor=torch.inf), r"^the loss is inf in step 4: "),
         (Failing(vertical=True), r"^the gradient's norm is nan in step 4: use a smaller lr"),
     ],

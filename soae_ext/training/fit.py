@@ -93,7 +93,7 @@ def fit(
         processes.lead(open_directory)
         stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         stack.enter_context(signals)
-        return Trainer(job, processes, signals, outlets).run()
+        return Trainer(job, processes, signals, outlets, run_dir).run()
 
 
 def _check(job: Job, processes: Processes, run_dir: Path | None, resume: bool) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -95,6 +96,7 @@ class Trainer:
     processes: Processes
     signals: StopSignals
     outlets: Outlets = field(default_factory=Outlets)
+    run_dir: Path | None = None
 
     def __post_init__(self) -> None:
         job, processes = self.job, self.processes
@@ -111,6 +113,7 @@ class Trainer:
         self.progress = Progress()
         self.best: Best | None = None
         self.saved_at = time.monotonic()
+        self.saved_step: int | None = None  # of the newest checkpoint
 
     def run(self) -> History:
         """Train until all steps are made or a signal asks to stop."""
@@ -213,8 +216,7 @@ class Trainer:
     def _check(self, value: float, what: str) -> None:
         if math.isfinite(value):
             return
-        directory = self.outlets.directory
-        kept = f"; the last good checkpoint is in {directory.directory}" if directory else ""
+        kept = "" if self.saved_step is None else f"; kept: the checkpoint of step {self.saved_step} in {self.run_dir}"
         raise FloatingPointError(
             f"{what} is {value} in step {self.progress.step + 1}: use a smaller lr, or clip_gradient{kept}"
         )
@@ -291,6 +293,7 @@ class Trainer:
         if found is not None:
             tensors, numbers, self.progress = found
             self.learner.restore(tensors, numbers)
+            self.saved_step = self.progress.step
         progress = self.progress
         self.processes.lead(lambda: log.rewind(progress.step, epochs=len(progress.epochs)) if log else None)
 
@@ -306,6 +309,8 @@ class Trainer:
 
         self.processes.lead(write)
         self.saved_at = time.monotonic()
+        if self.run_dir is not None:
+            self.saved_step = self.progress.step
 
     def _write_result(self) -> None:
         if self.outlets.directory:

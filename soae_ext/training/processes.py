@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -48,6 +49,7 @@ def make_fabric(device: str = "cpu", precision: str = "32-true") -> Fabric:
         options |= {"strategy": "ddp", "devices": local, "num_nodes": world // local}
     else:
         options["devices"] = [int(number)] if number and kind == "cuda" else 1
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process
     return Fabric(**options)  # type: ignore[arg-type]
 
 
@@ -79,8 +81,11 @@ class Processes:
 
     def lead(self, work: Callable[[], T]) -> T:
         """What `work()` gives in the leader, which alone does it; if it fails, all processes raise its error."""
-        result = self.agree(lambda: work() if self.leader else None)[0]
-        return cast(T, result)
+        done: list[T] = []
+        self.agree(lambda: done.append(work()) if self.leader else None)
+        if self.shard.world == 1:
+            return done[0]
+        return self.fabric.broadcast(done[0] if self.leader else cast(T, None))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the processes, in double precision."""
