@@ -3,9 +3,9 @@
 Variants: the two values of `solve_method`. "batched", the default, solves the least-squares problem once per restart
 and does not end a restart early; "incremental" rotates as it goes and does. (In JAX 0.10.2 its early end leaves the
 residual's entry of the rotated right-hand side in the triangular solve, whose unused rows are those of the identity: x
-gets an error as large as the tolerance, and after a few restarts the residual stalls above it.) Settings: tol, atol=0, restart, and
+gets an error as large as the tolerance, and the residual can stall above it.) Settings: tol, atol=0, restart, and
 maxiter, which counts restarts. The operator's arrays are arguments of the jitted function, not constants, and its
-products are written as multiply-and-sum, which XLA fuses: under vmap on the CPU this is faster than `@`.
+low-rank products are written as multiply-and-sum.
 The result is waited for with `block_until_ready`. `info` is documented as a placeholder; it is 0 unless x holds a NaN.
 """
 
