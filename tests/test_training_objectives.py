@@ -54,6 +54,14 @@ def test_a_step_describes_what_the_call_returns(objective):
     assert repr(result).startswith("StepResult(loss=")
 
 
+@every_objective
+def test_the_value_can_be_had_without_gradients(objective):
+    model, x, y = tiny(), images(7), labels(7)
+    expected = objective(model, x, y)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(model, x, y).detach(), expected.detach(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("steps", [1, 5])
 def test_adversarial_accuracy_is_that_of_the_example_that_is_trained_on(steps):
     model, x, seen = tiny(), images(40), []

@@ -9,16 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Product", "hessian_product", "image_gradient", "product_cost", "single_precision", "update_cost"]
+__all__ = ["Product", "hessian_product", "image_gradient", "product_cost", "second_derivatives", "update_cost"]
 
 Product = Literal["finite-difference", "double-backward"]
 Losses = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def single_precision(x: Tensor) -> Iterator[None]:
-    """No autocast: a difference of two gradients that a network computed in half precision has no digits left."""
-    with torch.autocast(x.device.type, enabled=False):
+def second_derivatives(x: Tensor) -> Iterator[None]:
+    """Autograd on, also where the value alone is asked for, and autocast off.
+
+    A difference of two gradients that a network computed in half precision has no digits left.
+    """
+    with torch.autocast(x.device.type, enabled=False), torch.enable_grad():
         yield
 
 

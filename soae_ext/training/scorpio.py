@@ -13,7 +13,7 @@ from ..attacks.geometry import steepest_step
 from ..attacks.losses import cross_entropy
 from .ascent import crafting
 from .base import BallObjective, Batch, Cost, StepResult
-from .curvature import Product, hessian_product, image_gradient, product_cost, single_precision, update_cost
+from .curvature import Product, hessian_product, image_gradient, product_cost, second_derivatives, update_cost
 
 __all__ = ["SCORPIO"]
 
@@ -61,7 +61,7 @@ class SCORPIO(BallObjective):
         return Cost(crafting=1 + (self.steps - 1) * product_cost(self.hvp), update=update_cost(self.hvp))
 
     def _step(self, batch: Batch) -> StepResult:
-        with single_precision(batch.x):
+        with second_derivatives(batch.x):
             perturbation = self._maximize(batch)
             points = batch.x.clone().requires_grad_(True)
             logits = batch.logits(points)

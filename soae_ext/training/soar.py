@@ -14,7 +14,7 @@ from ..attacks.geometry import gaussian_noise, per_sample, random_start
 from ..attacks.losses import cross_entropy
 from .ascent import ascend, crafting, radii
 from .base import BallObjective, Batch, Cost, StepResult
-from .curvature import Product, hessian_product, image_gradient, single_precision, update_cost
+from .curvature import Product, hessian_product, image_gradient, second_derivatives, update_cost
 
 __all__ = ["SOAR"]
 
@@ -58,7 +58,7 @@ class SOAR(BallObjective):
 
     def _step(self, batch: Batch) -> StepResult:
         x = batch.x
-        with single_precision(x):
+        with second_derivatives(x):
             points = self._away_from_saturation(batch).requires_grad_(True)
             logits = batch.logits(points)
             losses = cross_entropy(logits, batch.y)
