@@ -227,6 +227,15 @@ def test_where_the_validation_images_come_from(capfd, data, tmp_path, more, trai
     assert (tmp_path / "run" / "best.safetensors").exists() == (validated is not None)
 
 
+@pytest.mark.parametrize("objective", ["Standard", "STN"])
+def test_objectives_without_a_ball_go_with_a_preset_whose_radius_grows(capfd, data, tmp_path, objective):
+    line = words(data, tmp_path / "run", "--preset", "mnist-cpu", "--objective", objective, "--max-steps", "1")
+    status, _, err = call(capfd, *line)
+    assert status == 0, err
+    line = words(data, tmp_path / "other", "--preset", "mnist-cpu", "--objective", objective, "--eps-warmup", "0.5")
+    assert_refused(capfd, line, f"soae train: --eps-warmup: {objective} has no ball")
+
+
 # Bad input
 
 

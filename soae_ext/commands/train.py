@@ -173,6 +173,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
     assert options.run_dir is not None
     train, validation = _read(options)
     objective, attack, eps = _problem(options, channels=train.images.shape[1])
+    options = _without_needless_warmup(options, objective)
     model = _start(options)
     classes = check_fit(model, train)
     if validation is not None:
@@ -230,6 +231,15 @@ def _problem(options: Options, channels: int) -> tuple[TrainingObjective, Attack
     radius, norm = ball_of(objective) or (eps, options.norm)
     (attack,) = parse_attacks([options.attack], radius, norm=norm, seed=options.recipe.seed).values()
     return objective, attack, radius
+
+
+def _without_needless_warmup(options: Options, objective: TrainingObjective) -> Options:
+    """The options without the growing radius of a preset, where the chosen objective has no ball."""
+    if options.preset is None or ball_of(objective) is not None:
+        return options
+    if options.recipe.eps_warmup != PRESETS[options.preset].recipe.eps_warmup:
+        return options  # it was asked for: that is an error
+    return replace(options, recipe=replace(options.recipe, eps_warmup=0.0))
 
 
 def _start(options: Options) -> nn.Module:
