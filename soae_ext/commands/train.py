@@ -170,7 +170,8 @@ def _check(options: Options) -> None:
 
 
 def _run(options: Options, line: str, processes: Processes) -> int:
-    assert options.run_dir is not None
+    directory = options.run_dir
+    assert directory is not None
     train, validation = _read(options)
     objective, attack, eps = _problem(options, channels=train.images.shape[1])
     options = _without_needless_warmup(options, objective)
@@ -179,7 +180,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
     if validation is not None:
         check_fit(model, validation, option="--validation-split")
     epochs = options.recipe.epochs
-    with RunLog(options.run_dir, tensorboard=options.tensorboard) as log, Console(log, epochs) as console, _working():
+    with RunLog(directory, tensorboard=options.tensorboard) as log, Console(log, epochs) as console, _working():
         history = fit(
             model,
             train,
@@ -187,7 +188,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
             options.recipe,
             validation=validation,
             attack=attack,
-            run_dir=options.run_dir,
+            run_dir=directory,
             resume=options.resume,
             fabric=processes.fabric,
             log=console,
