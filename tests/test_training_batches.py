@@ -71,6 +71,13 @@ def test_the_parts_of_two_processes_are_augmented_like_the_whole():
     assert torch.equal(torch.cat(parts), Batches(images(50), recipe, CPU)[7].images)
 
 
+def test_every_step_is_augmented_otherwise():
+    batches = Batches(numbered(1000), Recipe(batch_size=1000, augmentation="crop-flip"), CPU)
+    (offsets, mirrored), (others, other) = (batches._shifts(step, torch.arange(1000)) for step in range(2))
+    assert not torch.equal(offsets, others)
+    assert not torch.equal(mirrored, other)
+
+
 @pytest.mark.parametrize("finer", [False, True])
 def test_pixels_are_exactly_those_of_the_data(finer):
     data = images(20)
@@ -130,12 +137,18 @@ def rates_of_torch(scheduler, steps, **options):
 SCHEDULERS = torch.optim.lr_scheduler
 
 
+def warmed_cosine(optimizer):
+    parts = SCHEDULERS.LinearLR(optimizer, 1 / 11, total_iters=10), SCHEDULERS.CosineAnnealingLR(optimizer, T_max=30)
+    return SCHEDULERS.SequentialLR(optimizer, list(parts), milestones=[10])
+
+
 @pytest.mark.parametrize(
     ("recipe", "scheduler", "options"),
     [
         (Recipe(lr=0.3), SCHEDULERS.OneCycleLR, {"max_lr": 0.3, "total_steps": 40}),
         (Recipe(lr=0.3, warmup=0.6), SCHEDULERS.OneCycleLR, {"max_lr": 0.3, "total_steps": 40, "pct_start": 0.6}),
         (Recipe(lr=0.3, schedule="cosine"), SCHEDULERS.CosineAnnealingLR, {"T_max": 40}),
+        (Recipe(lr=0.3, schedule="cosine", warmup=0.25), warmed_cosine, {}),
         (Recipe(lr=0.3, schedule="step"), SCHEDULERS.MultiStepLR, {"milestones": [20, 30]}),
         (
             Recipe(lr=0.3, schedule="step", milestones=(0.1, 0.7), factor=0.5),
