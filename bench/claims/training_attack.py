@@ -40,7 +40,7 @@ def attacks(eps: float, seed: int) -> dict[str, Attack]:
 
 def losses(model: nn.Module, attack: Attack, data: ImageData) -> Tensor:
     """Of what the attack finds, `(n,)`."""
-    return torch.cat(list(in_batches(lambda x, y: attack(model, x, y).loss.double(), data.images, data.labels)))
+    return torch.cat(in_batches(lambda x, y: attack(model, x, y).loss.double(), data.images, data.labels))
 
 
 def study(key: str, model: nn.Module, data: ImageData) -> dict[str, Any]:
