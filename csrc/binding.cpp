@@ -7,6 +7,9 @@
 #include <string>
 
 #include "gmres.h"
+#if !defined(SOAE_SIMT)
+#include "cpu/matvec.h"
+#endif
 #if defined(SOAE_SIMT)
 #include "simt/simt.h"
 #endif
@@ -120,6 +123,21 @@ void add_solve(py::module_& m) {
   def_pointer(c, "scratch", &Solve::scratch);
 }
 
+#if !defined(SOAE_SIMT)
+void add_matvec(py::module_ m) {
+  using Address = std::uintptr_t;
+  m.def(
+      "matvec",
+      [](Address matrices, Address v, Address out, std::int64_t batch, std::int64_t n, std::int64_t row_stride,
+         std::int64_t matrix_stride, std::int32_t dtype, std::int32_t threads) {
+        soae::cpu::matvec({batch, n, row_stride, matrix_stride, dtype, threads, pointer<void>(matrices),
+                           pointer<void>(v), pointer<void>(out)});
+      },
+      py::arg("matrices"), py::arg("v"), py::arg("out"), py::arg("batch"), py::arg("n"), py::arg("row_stride"),
+      py::arg("matrix_stride"), py::arg("dtype"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}
+#endif
+
 // Offsets of System's fields in units of their own size, so that Python can view the records as two tables.
 py::dict system_layout() {
   py::dict layout;
@@ -173,6 +191,7 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
   {
     using namespace soae::cpu;
     add_launchers(m.def_submodule("cpu"), {scratch_bytes, begin, step, finish, correct, close});
+    add_matvec(m.attr("cpu"));
   }
 #endif
 #if defined(SOAE_WITH_CUDA)

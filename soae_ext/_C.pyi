@@ -40,6 +40,20 @@ class Launchers(Protocol):
     def correct(self, solve: Solve, z: int, stream: int) -> None: ...
     def close(self, solve: Solve, ax: int, stop: bool, stream: int) -> None: ...
 
+class CpuLaunchers(Launchers, Protocol):
+    def matvec(
+        self,
+        matrices: int,
+        v: int,
+        out: int,
+        batch: int,
+        n: int,
+        row_stride: int,
+        matrix_stride: int,
+        dtype: int,
+        threads: int,
+    ) -> None: ...
+
 class CudaLaunchers(Launchers, Protocol):
     """A build without CUDA has no attribute `cuda`."""
 
@@ -47,7 +61,7 @@ class CudaLaunchers(Launchers, Protocol):
     def driver_version(self) -> int: ...
 
 SYSTEM: dict[str, int]
-cpu: Launchers
+cpu: CpuLaunchers
 cuda: CudaLaunchers
 
 def build_info() -> dict[str, Any]: ...

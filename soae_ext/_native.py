@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from soae_ext._solver.caller import GMRES, Caller
 from soae_ext._solver.driver import Problem
+from soae_ext._solver.operators import Dense, Operator
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
 _DTYPES = {torch.float32: 0, torch.float64: 1}
@@ -70,6 +72,43 @@ def choose(backend: str, device: torch.device, caller: Caller = GMRES) -> str:
         _warn_once(f"{function} runs the slower pure-PyTorch reference on {device.type} tensors: {reason}")
         return "reference"
     raise RuntimeError(f"{function}: backend: {backend!r} is not available: {_remedy(wanted)}")
+
+
+def with_native_products(problem: Problem, backend: str) -> Problem:
+    """The problem with kernels in place of torch for products with a dense matrix per system, where there are any."""
+    if backend != "cpu":
+        return problem
+    M = None if problem.M is None else _native_product(problem.M, problem.b)
+    return replace(problem, A=_native_product(problem.A, problem.b), M=M)
+
+
+def _native_product(operator: Operator, b: Tensor) -> Operator:
+    if not isinstance(operator, Dense):
+        return operator
+    matrix, batch = operator.matrix, b.shape[0]
+    if matrix.ndim == 2 and batch == 1:
+        matrix = matrix[None]
+    # A shared matrix is read once for the whole batch by torch; a lazily negated one has the wrong bits in memory.
+    readable = matrix.ndim == 3 and (matrix.stride(2) == 1 or matrix.shape[2] == 1) and not matrix.is_neg()
+    return _DenseProduct(matrix, b) if readable else operator
+
+
+class _DenseProduct:
+    """v -> A_i v_i by the CPU kernel, into the same memory at every call."""
+
+    def __init__(self, matrix: Tensor, b: Tensor) -> None:
+        assert extension is not None
+        self.matrix, self.out = matrix, torch.empty(b.shape, dtype=b.dtype)
+        self.kernel = extension.cpu.matvec
+
+    def __call__(self, v: Tensor) -> Tensor:
+        matrix, out = self.matrix, self.out
+        batch, n, _ = matrix.shape
+        self.kernel(
+            matrix.data_ptr(), v.data_ptr(), out.data_ptr(), batch, n,
+            matrix.stride(1), matrix.stride(0), _DTYPES[out.dtype], torch.get_num_threads(),
+        )  # fmt: skip
+        return out
 
 
 class NativeEngine:

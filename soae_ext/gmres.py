@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soae_ext._native import NativeEngine, choose
+from soae_ext._native import NativeEngine, choose, with_native_products
 from soae_ext._solver.arguments import prepare
 from soae_ext._solver.driver import Callback, Engine, Problem, run
 from soae_ext._solver.operators import Operator
@@ -152,6 +152,7 @@ def gmres(
     if b.numel() == 0:
         return _empty(problem)
     with scratch.exclusive():
+        problem = with_native_products(problem, chosen)
         engine: Engine = ReferenceEngine(problem) if chosen == "reference" else NativeEngine(problem, chosen)
         calls, table = run(problem, engine)
         return GMRESResult(

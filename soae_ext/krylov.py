@@ -17,7 +17,7 @@ from soae_ext._krylov.arguments import ARNOLDI, finite, prepare
 from soae_ext._krylov.process import ArnoldiEngine, build, collect, empty
 from soae_ext._krylov.projected import Coefficients, least_squares, trust_region
 from soae_ext._krylov.scaling import times_power
-from soae_ext._native import NativeEngine, choose
+from soae_ext._native import NativeEngine, choose, with_native_products
 from soae_ext._solver.operators import Operator
 from soae_ext._solver.workspace import Workspace
 from soae_ext.reference import ReferenceEngine
@@ -156,6 +156,7 @@ def arnoldi(
     if v.numel() == 0:
         return Arnoldi(**empty(problem, int(steps))._asdict(), shape=v.shape)
     with scratch.exclusive(ARNOLDI.function):
+        problem = with_native_products(problem, chosen)
         engine: ArnoldiEngine = ReferenceEngine(problem) if chosen == "reference" else NativeEngine(problem, chosen)
         calls = build(problem, engine)
         return Arnoldi(**collect(engine, int(steps), calls)._asdict(), shape=v.shape)

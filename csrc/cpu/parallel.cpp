@@ -49,8 +49,9 @@ Team::Team(const Solve& p, const Layout& l, int32_t team, int32_t rank, int32_t 
   other_ = partials_ + l.chunks;
 }
 
-int32_t threads_for(const Layout& layout, int64_t elements) {
-  return elements < kSerialElements || forked.load(std::memory_order_relaxed) ? 1 : layout.threads;
+int32_t worthwhile_threads(int32_t threads, int64_t elements) {
+  const bool alone = registered != 0 || threads < 1 || elements < kSerialElements;
+  return alone || forked.load(std::memory_order_relaxed) ? 1 : threads;
 }
 
 }  // namespace soae::cpu

@@ -115,14 +115,14 @@ class Team {
   int32_t* flag_;
 };
 
-// Threads worth using for `elements` elements of memory traffic; 1 in a forked child.
-int32_t threads_for(const Layout& layout, int64_t elements);
+// Of so many threads those worth using for `elements` elements of memory traffic; 1 in a forked child.
+int32_t worthwhile_threads(int32_t threads, int64_t elements);
 
 // Calls body(system, team) for every system.
 template <typename Body>
 void for_each_system(const Solve& p, int64_t elements_per_system, Body&& body) {
   const Layout layout = make_layout(p);
-  const int32_t threads = threads_for(layout, p.batch * elements_per_system);
+  const int32_t threads = worthwhile_threads(layout.threads, p.batch * elements_per_system);
   if (threads == 1) {
     for (int64_t system = 0; system < p.batch; ++system) {
       Team team(p, layout, 0, 0, 1);

@@ -41,6 +41,8 @@ struct VectorLoops {
                      int64_t n);
   // w -= used h; returns w . w
   double (*update_norm)(T* w, const Panel<T>& used, const T* h, int64_t n);
+  // result[0..3] = panel . v
+  void (*dot)(const Panel<T>& panel, const T* v, const Ahead& ahead, double* result, int64_t n);
   // w += panel y
   void (*combine)(T* w, const Panel<T>& panel, const T* y, int64_t n);
 };

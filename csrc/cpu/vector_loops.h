@@ -241,6 +241,33 @@ double update_norm(T* w, const Panel<T>& used, const T* h, int64_t n) {
 }
 
 template <typename T>
+void dot(const Panel<T>& panel, const T* v, const Ahead& ahead, double* result, int64_t n) {
+  const T *v0 = panel.row[0], *v1 = panel.row[1], *v2 = panel.row[2], *v3 = panel.row[3];
+  Vector<T> d0{}, d1{}, d2{}, d3{};
+  double t0 = 0, t1 = 0, t2 = 0, t3 = 0;
+  sweep<T>(
+      ahead, n,
+      [&](int64_t i) {
+        const Vector<T> value = load(v + i);
+        d0 += value * load(v0 + i);
+        d1 += value * load(v1 + i);
+        d2 += value * load(v2 + i);
+        d3 += value * load(v3 + i);
+      },
+      [&](int64_t i) {
+        t0 += double(v[i] * v0[i]);
+        t1 += double(v[i] * v1[i]);
+        t2 += double(v[i] * v2[i]);
+        t3 += double(v[i] * v3[i]);
+      },
+      [&] {
+        t0 += total<T>(d0), t1 += total<T>(d1), t2 += total<T>(d2), t3 += total<T>(d3);
+        d0 = d1 = d2 = d3 = Vector<T>{};
+      });
+  result[0] = t0, result[1] = t1, result[2] = t2, result[3] = t3;
+}
+
+template <typename T>
 void combine(T* w, const Panel<T>& panel, const T* y, int64_t n) {
   const T *v0 = panel.row[0], *v1 = panel.row[1], *v2 = panel.row[2], *v3 = panel.row[3];
   const T y0 = y[0], y1 = y[1], y2 = y[2], y3 = y[3];
@@ -251,7 +278,7 @@ void combine(T* w, const Panel<T>& panel, const T* y, int64_t n) {
 template <typename T>
 constexpr VectorLoops<T> table() {
   return {max_abs<T>,   sum_squares<T>, multiply<T>,    subtract<T>, add_scaled<T>,
-          scale_dot<T>, update_dot<T>,  update_norm<T>, combine<T>};
+          scale_dot<T>, update_dot<T>,  update_norm<T>, dot<T>,      combine<T>};
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ def as_operator(name: str, operator: Operator | Tensor, like: Tensor, caller: Ca
     _check_matrix(name, operator, like, caller)
     matrix = operator.detach()
     if matrix.layout == torch.strided:
-        return _Dense(matrix, like.shape)
+        return Dense(matrix, like.shape)
     return _Sparse(matrix, like.shape)
 
 
@@ -64,8 +64,11 @@ def _check_matrix(name: str, matrix: Tensor, like: Tensor, caller: Caller) -> No
         )
 
 
-class _Dense:
+class Dense:
+    """Products with a dense matrix by torch."""
+
     def __init__(self, matrix: Tensor, shape: torch.Size) -> None:
+        self.matrix = matrix
         # Row form (v Aᵀ): on the CPU torch runs it several times faster than the column form A v.
         self.transposed = matrix.mT
         self.shape = shape

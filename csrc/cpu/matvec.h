@@ -1,0 +1,23 @@
+// Products of dense matrices with one vector each, read once at the speed of the memory.
+#pragma once
+
+#include <cstdint>
+
+namespace soae::cpu {
+
+// out_i = A_i v_i for `batch` matrices of n rows and n columns, whose rows are contiguous.
+struct Matvec {
+  int64_t batch;
+  int64_t n;
+  int64_t row_stride;     // elements from one row of a matrix to the next
+  int64_t matrix_stride;  // elements from one matrix to the next
+  int32_t dtype;          // Dtype
+  int32_t threads;
+  const void* matrices;
+  const void* v;  // (batch, n)
+  void* out;      // (batch, n), not the memory of v
+};
+
+void matvec(const Matvec& p);
+
+}  // namespace soae::cpu
