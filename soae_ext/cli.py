@@ -45,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except KeyboardInterrupt:
         return 130
+    finally:
+        _disconnect()
+
+
+def _disconnect() -> None:
+    """Leave the processes that work together, if there are any.
+
+    A connection that the interpreter takes down at its own end may abort the process when another one is gone already.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _run(words: list[str]) -> int:
