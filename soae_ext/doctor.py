@@ -22,7 +22,7 @@ __all__ = ["Finding", "Report", "covers", "examine", "main"]
 
 _LOWEST_TORCH = (2, 11)
 _NEEDED = ("numpy", "tyro", "tqdm", "safetensors", "matplotlib")
-_OPTIONAL = {"datasets": "full"}  # package -> the extra that brings it
+_OPTIONAL = {"datasets": "full", "lightning-fabric": "train"}  # package -> the extra that brings it
 _REINSTALL = "pip install --force-reinstall --no-cache-dir ."
 
 

@@ -154,6 +154,7 @@ def test_a_driver_that_is_too_old(machine: Machine) -> None:
         ({"torch_cuda": None, "gpus": []}, "torch is a build without CUDA"),
         ({"gpus": []}, "torch sees no GPU"),
         ({"absent": "datasets"}, "datasets (optional)"),
+        ({"absent": "lightning-fabric"}, "lightning-fabric (optional)"),
     ],
 )
 def test_what_only_limits_is_a_note(machine: Machine, change: dict[str, Any], word: str) -> None:
