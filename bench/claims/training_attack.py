@@ -68,7 +68,7 @@ def main() -> None:
     if images is not None:
         studies += [study(key, model, images) for key, model in models.items()]
     result = {"gradients": GRADIENTS, "seeds": SEEDS, "studies": studies, "cifar": missing}
-    save(arguments.output, "which attack of 10 gradients raises the loss most", result)
+    save(arguments, "which attack of 10 gradients raises the loss most", result)
 
 
 if __name__ == "__main__":
