@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from soae_ext.attacks import FGSM, PGD, SOAE
-from soae_ext.attacks.subdiagonal import solve_to_subdiagonal
+from soae_ext.attacks.systems import solve_to_subdiagonal
 from soae_ext.data import load_digits, shipped_file
 from soae_ext.gmres import gmres
 from soae_ext.hvp import hessian_operator
 from soae_ext.models.small_cnn import load_checkpoint
+from tests.attack_cases import Counting
 
 N = 12
 X = torch.full((1, N), 0.5, dtype=torch.float64)
@@ -188,6 +189,17 @@ def test_the_default_ascends_on_a_smooth_network():
 
 
 # --- cost, dimensions, random numbers -----------------------------------------------------------------------------
+
+
+def test_one_sample_costs_what_is_counted_for_it(network, digits):
+    """Alone in its batch, so that the passes through the network are its own; with differences, which refute claims."""
+    for row, delta0 in ((0, "zero"), (1, "random"), (2, "random")):
+        counting = Counting(network)
+        options = {"hvp": "finite-difference", "threshold": 1e-1, "max_dim": 9, "delta0": delta0, "early_stop": False}
+        x, y = digits.images[row : row + 1], digits.labels[row : row + 1]
+        result = SOAE(0.3, steps=3, **options)(counting, x, y)
+        assert (result.krylov_dims < 9).any() or row
+        assert result.gradient_calls.tolist() == [counting.with_gradient]
 
 
 @pytest.mark.parametrize(("hvp", "cost"), [("traced", 2), ("double-backward", 2), ("finite-difference", 1)])

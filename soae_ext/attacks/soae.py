@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..gmres import Workspace, gmres
+from ..gmres import Workspace
 from ..hvp import HessianOperator, JacobianOperator, hessian_operator, jacobian_operator
 from ..krylov import Arnoldi, arnoldi
 from .base import Attack
@@ -30,7 +30,7 @@ from .checks import check_choice, check_count, check_positive
 from .directions import damped, largest_curvature, maximize_in_ball, maximize_in_box
 from .geometry import per_sample, random_perturbation, steepest_step, unit
 from .losses import LossName, Objective
-from .subdiagonal import solve_to_subdiagonal
+from .systems import solve_to_residual, solve_to_subdiagonal
 from .task import Task
 
 __all__ = ["SOAE"]
@@ -352,8 +352,7 @@ class SOAE(Attack):
             solution, used = solve_to_subdiagonal(operator, b, start, m, self.threshold)
             checks = torch.zeros_like(used)
         else:
-            result = gmres(operator, b, start, restart=m, rtol=self.threshold, max_iters=m, workspace=workspace)
-            solution, used = result.x, result.iterations.long()
+            solution, used = solve_to_residual(operator, b, start, m, self.threshold, workspace)
             # The true residual of a system that has made an iteration costs one more product.
             checks = (used > 0).long()
         products = used + checks + (0 if start is None else 1)

@@ -1,4 +1,4 @@
-"""GMRES that stops on the subdiagonal of the Hessenberg matrix instead of on the residual."""
+"""The systems of a second-order step, each solved in one Krylov space until residual or subdiagonal are small."""
 
 from __future__ import annotations
 
@@ -7,9 +7,35 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..gmres import Workspace, gmres
 from ..reference import orthogonalize_mgs
 
-__all__ = ["solve_to_subdiagonal"]
+__all__ = ["solve_to_residual", "solve_to_subdiagonal"]
+
+
+def solve_to_residual(
+    operator: Callable[[Tensor], Tensor],
+    b: Tensor,
+    start: Tensor | None,
+    max_dim: int,
+    threshold: float,
+    workspace: Workspace,
+) -> tuple[Tensor, Tensor]:
+    """Minimise |b - A x| over start + K_m(A, r_0), where m is the first with a residual of at most threshold |b|.
+
+    Arguments and results as of :func:`solve_to_subdiagonal`. The operator is called once more for the true residual,
+    and of start and solution the better one by it is returned.
+    """
+
+    def whole_cycle(iteration: int, residual_norm: Tensor, active: Tensor) -> bool:
+        # Where products are differences the true residual may refute the end of a solve: no other cycle is begun.
+        return iteration >= max_dim or not bool(active.any())
+
+    result = gmres(
+        operator, b, start,
+        restart=max_dim, rtol=threshold, max_iters=max_dim, callback=whole_cycle, workspace=workspace,
+    )  # fmt: skip
+    return result.x, result.iterations.long()
 
 
 def solve_to_subdiagonal(
