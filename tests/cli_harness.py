@@ -1,6 +1,7 @@
 """Running `soae` in tests, in this process or in another."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def call(capfd, *words):
 
 def process(*words, program=("-m", "soae_ext.cli"), environment=(), **options):
     """One command in a process of its own."""
+    # A shell starts its background jobs deaf to Ctrl-C, and so are the tests that run in one.
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **dict(environment)}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *program, *words],

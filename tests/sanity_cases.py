@@ -72,6 +72,11 @@ def confident(factor=1000.0):
     return Wrapped(after=lambda z: z * factor).eval()
 
 
+def drowned():
+    """A large number goes through the logits and takes their last digits with it."""
+    return Wrapped(after=lambda z: (z + 1e8) - 1e8).eval()
+
+
 def rough():
     """A fine ripple on every logit, high enough to hide where the loss rises, too low to change many classes."""
     waves = torch.randn(10, 784, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -105,11 +105,18 @@ def test_a_saturated_loss_is_flagged_and_the_margin_recommended():
     assert "margin" in found.text
 
 
-def test_rounding_is_seen_before_the_gradient_is_zero():
-    """Probabilities of 1e-20 are no zero, but 1 minus them is 1."""
+def test_logits_that_lose_their_digits_are_flagged():
+    drowned = context(cases.drowned(), {"FGSM": FGSM(0.2)}, n=24)
+    assert masking.zero_gradients(drowned).verdict == "pass"
+    found = masking.rounded_gradients(drowned)
+    assert found.verdict == "fail", found
+
+
+def test_confidence_alone_does_not_cost_the_gradient_its_digits():
+    """Probabilities of 1e-20: 1 minus them is 1, but the attacks' cross-entropy does not form that difference."""
     confident = context(cases.confident(6.0), {"FGSM": FGSM(0.05)}, eps=0.05, n=24)
     assert masking.zero_gradients(confident).verdict == "pass"
-    assert masking.rounded_gradients(confident).verdict == "fail"
+    assert masking.rounded_gradients(confident).verdict == "pass"
 
 
 def test_a_rough_surface_is_flagged():

@@ -72,7 +72,8 @@ def zero_gradients(context: SanityContext) -> Outcome:
 def rounded_gradients(context: SanityContext) -> Outcome:
     """Directions of the cross-entropy gradient in single and in double precision, at random points of the ball.
 
-    Where a network is so confident that 1 - p_y rounds to zero, the gradient that an attack gets is not the gradient.
+    Where rounding inside the network takes the digits in which its logits differ, the gradient that an attack gets is
+    not the gradient.
     """
     images = context.few(_FEW)
     radii = torch.full((len(images.x),), context.eps, dtype=images.x.dtype, device=images.x.device)
@@ -89,7 +90,7 @@ def rounded_gradients(context: SanityContext) -> Outcome:
         lost <= 0.1,
         f"{100 * lost:.0f} % of {len(cosine)} images, median cosine {float(cosine.nan_to_num(0).median()):.3g}",
         "Share of images whose gradient has a cosine below 0.9 with the one in double precision.",
-        "The network is too confident for single precision: attack the margin or the DLR loss, or divide the logits.",
+        "The network's logits are too inexact in single precision: evaluate it in double precision.",
     )
 
 
