@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from soae_ext.models import SmallCNN, load_checkpoint, load_model, resnet18, save_checkpoint, wide_resnet
 from soae_ext.models.base import Classifier
+from soae_ext.models.checkpoint import read
 
 NETWORKS = {
     "small-cnn": lambda: SmallCNN((4, 6), 8, "softplus", (3, 12, 8), 5),
@@ -202,3 +204,16 @@ def test_only_built_in_architectures_are_saved(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"Linear is not a built-in architecture.*save_file"):
         save_checkpoint(nn.Linear(2, 2), tmp_path / "net")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_header_whose_length_looks_like_the_start_of_a_pickle(tmp_path: Path) -> None:
+    """640 is 0x280: the file begins with the bytes of a pickle of protocol 2."""
+    for padding in range(700):
+        content = serialize({"w": torch.zeros(1)}, {"note": "x" * padding})
+        if content.startswith(b"\x80\x02"):
+            break
+    assert content.startswith(b"\x80\x02")
+    (tmp_path / "file").write_bytes(content)
+    tensors, metadata = read(tmp_path / "file")
+    assert tensors["w"].tolist() == [0.0]
+    assert metadata["note"] == "x" * padding

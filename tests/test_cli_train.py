@@ -91,12 +91,23 @@ def test_a_run(capfd, data, tmp_path):
     assert call(capfd, "attack", *advised, "--attack", "FGSM")[0] == 0
 
 
-@pytest.mark.parametrize("more", [("--eps", "1/2"), ("--objective", "TRADES:eps=0.5", "--eps", "0.1")])
-def test_validation_and_advice_are_about_the_ball_of_the_objective(capfd, data, tmp_path, more):
-    run = tmp_path / "run"
-    _, out, _ = call(capfd, *words(data, run, "--max-steps", "1", "--norm", "L2", *more))
-    assert out.splitlines()[-1].endswith(f"--data {data} --eps 0.5 --norm L2")
-    assert json.loads((run / "run.json").read_text())["attack"].startswith("PGD(eps=0.5, norm='L2', steps=10")
+@pytest.mark.parametrize(
+    ("more", "eps"),
+    [
+        (("--norm", "L2", "--eps", "1/2"), 0.5),
+        (("--norm", "L2", "--objective", "TRADES:eps=0.5", "--eps", "0.1"), 0.5),
+        (("--objective", "PGD-1:norm=L2,eps=0.5"), 0.5),
+        (("--preset", "mnist-cpu", "--norm", "L2"), 2.0),  # the preset's radius is of a Linf ball
+        (("--preset", "mnist-cpu", "--norm", "L2", "--eps", "0.5"), 0.5),
+    ],
+)
+def test_validation_and_advice_are_about_the_ball_of_the_objective(capfd, data, tmp_path, more, eps):
+    run, output = tmp_path / "run", tmp_path / "run.json"
+    _, out, _ = call(capfd, *words(data, run, "--max-steps", "1", "--output", str(output), *more))
+    assert out.splitlines()[-1].endswith(f"--data {data} --eps {eps} --norm L2")
+    assert json.loads((run / "run.json").read_text())["attack"].startswith(f"PGD(eps={eps}, norm='L2', steps=10")
+    config = json.loads(output.read_text())["config"]
+    assert (config["eps"], config["norm"]) == (eps, "L2")
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(capfd, data, tmp_path):
@@ -111,7 +122,8 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(capfd, data, tmp_path):
     assert not torch.equal(first["features.0.weight"], other["features.0.weight"])
 
 
-def test_a_run_that_is_stopped_continues_like_one_that_is_not(capfd, data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_stopped_continues_like_one_that_is_not(capfd, data, tmp_path, number):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     long = ("--objective", "PGD-3", "--batch-size", "1", "--epochs", "3", "--log-every", "1", "--validate", "0")
     assert call(capfd, *words(data, whole, *long))[0] == 0
@@ -119,7 +131,7 @@ def test_a_run_that_is_stopped_continues_like_one_that_is_not(capfd, data, tmp_p
     while not (stopped / "steps.csv").is_file() or len((stopped / "steps.csv").read_text().splitlines()) < 70:
         assert run.poll() is None, run.communicate()
         time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
+    run.send_signal(number)
     _, err = run.communicate()
     assert run.returncode == 0, err
     assert re.fullmatch(
@@ -132,6 +144,15 @@ def test_a_run_that_is_stopped_continues_like_one_that_is_not(capfd, data, tmp_p
     assert without_timings(stopped) == without_timings(whole)
     ends = [load_file(run / "model.safetensors") for run in (whole, stopped)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_run_that_nobody_looks_at_any_more_goes_on(data, tmp_path):
+    run = process(*words(data, tmp_path / "run", "--epochs", "3"))
+    run.stdout.close()
+    run.stderr.close()
+    assert run.wait(timeout=60) == 0
+    assert len(read_log(tmp_path / "run").epochs) == 3
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_finished_run_may_be_resumed_and_stays_as_it_is(capfd, data, tmp_path):
@@ -149,7 +170,9 @@ def test_a_loss_that_is_not_finite_is_status_1_and_keeps_what_was_good(capfd, da
     options = ("--lr", "1e30", "--checkpoint-steps", "1", "--objective", "Standard", "--schedule", "constant")
     status, _, err = call(capfd, *words(data, run, *options))
     assert status == 1
-    assert re.search(r"^soae train: the .* in step \d+: use a smaller lr, or clip_gradient", err, re.MULTILINE)
+    assert re.search(
+        r"^soae train: .*: begin another run with a smaller lr, or clip_gradient; .* keeps ", err, re.MULTILINE
+    )
     assert list(run.glob("checkpoint-*.safetensors"))
     assert not (run / "model.safetensors").exists()
 
@@ -197,6 +220,14 @@ def test_help_shows_the_values_of_the_preset(capfd):
         assert re.search(rf"--epochs INT passes over the training images\..*?\(default: {epochs}\)", text)
 
 
+def test_every_class_has_its_share_of_the_held_out_images_in_whatever_order_they_come():
+    """Folders are read in turns, a picture of each class: evenly spaced images would be of one class alone."""
+    for labels in (torch.arange(300) % 10, (torch.arange(300) % 10).sort().values, torch.randperm(300) % 10):
+        rest, held = ImageData(torch.rand(300, 1, 2, 2), labels, "turns").hold_out(30)
+        assert held.labels.bincount().tolist() == [3] * 10
+        assert rest.labels.bincount().tolist() == [27] * 10
+
+
 def test_held_out_images_are_spread_over_the_data_and_not_trained_on():
     pixels, labels = torch.rand(10, 1, 2, 2), torch.arange(10)
     rest, held = ImageData(pixels, labels, "ordered").hold_out(3)
@@ -214,7 +245,8 @@ def test_held_out_images_are_spread_over_the_data_and_not_trained_on():
         ((), 54, 6),
         (("--validate", "0"), 60, None),
         (("--validate", "10"), 50, 10),
-        (("--validation-split", "test", "--validate", "12"), 60, 12),
+        (("--validation-split", "test", "--validate", "11"), 60, 11),
+        (("--validation-split", "test"), 60, 12),  # all of a small split
         (("--n", "30"), 27, 3),
     ],
 )
@@ -270,7 +302,7 @@ def test_objectives_without_a_ball_go_with_a_preset_whose_radius_grows(capfd, da
         ("--validate -1", "--validate: must be at least 0"),
         ("--validate 60", "--validate: must be between 1 and 59"),
         ("--validation-split val", "--validation-split: "),
-        ("--validation-split test --validate 13", "--validation-split: n must be between 1 and 12"),
+        ("--validation-split test --validate 13", "--validate: must be between 1 and 12"),
         ("--validation-split test --validate 0", "--validation-split: is for --validate, which is 0"),
         ("--objective Standard --eps-warmup 0.5", "--eps-warmup: Standard has no ball"),
         ("--device tpu", "--device: expected cpu, cuda or cuda:NUMBER, got 'tpu'"),

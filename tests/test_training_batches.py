@@ -210,3 +210,17 @@ def test_the_average_follows_parameters_and_statistics():
     before = copy.deepcopy(model.state_dict())
     average.update(model, 9)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_average_moves_shared_tensors_once_and_copies_what_is_infinite():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    average = MovingAverage(model, 0.1)
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    average.update(model, 100)
+    torch.testing.assert_close(average.model[1].weight, before + 0.9)
+    assert average.model[0].weight is average.model[1].weight
+    assert (average.model.mask == -torch.inf).all()

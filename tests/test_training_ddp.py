@@ -75,7 +75,10 @@ def test_both_processes_hold_the_same_network_and_one_reports(whole):
         ("objective:1", "ValueError: x: process 1 does not like it"),
         ("objective:0", "ValueError: x: process 0 does not like it"),
         ("full", "OSError: [Errno 28] No space left on device (older checkpoints are intact: make room, then resume)"),
-        ("nan:1", "FloatingPointError: the loss is nan in step 4: use a smaller lr, or clip_gradient"),
+        (
+            "nan:1",
+            "FloatingPointError: the loss is nan in step 4: begin another run with a smaller lr, or clip_gradient",
+        ),
     ],
 )
 def test_what_fails_in_one_process_fails_in_both(tmp_path, fault, line):

@@ -138,6 +138,10 @@ def test_a_network_that_has_diverged_is_an_error_of_arithmetic():
         with pytest.raises(FloatingPointError, match=r"^model: its parameter '1\.weight' is not finite any more"):
             objective(model, images(4), labels(4))
     assert bool(PGDTraining(0.1)(model, images(4), labels(4)).isnan())
+    overflowing = tiny()
+    overflowing[-1].weight.data.fill_(torch.finfo(torch.float64).max)
+    with pytest.raises(FloatingPointError, match=r"^model: its logits are not finite any more$"):
+        SOAT(0.1)(overflowing, images(4), labels(4))
 
 
 def test_objectives_are_values():

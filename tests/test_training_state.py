@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import soae_ext.training.run as run
 from soae_ext.evaluation.store import Store
@@ -134,6 +135,18 @@ def test_what_is_not_finite_is_not_saved(tmp_path, value):
     with pytest.raises(FloatingPointError, match=r"model/0\.weight is not finite after step 7"):
         write_state(tmp_path / "file", ours, progress())
     assert (tmp_path / "file").read_bytes() == before
+
+
+def test_a_buffer_that_is_infinite_from_the_start_is_saved(tmp_path):
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.register_buffer("mask", torch.full((2,), -torch.inf))
+    ours = Learner(network, torch.optim.SGD(network.parameters(), 0.1), MovingAverage(network, 0.5))
+    write_state(tmp_path / "file", ours, progress())
+    tensors, _, _ = read_state(tmp_path / "file")
+    assert (tensors["model/mask"] == -torch.inf).all()
+    network[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        write_state(tmp_path / "file", ours, progress())
 
 
 def test_weights_of_any_network_and_of_shared_parameters(tmp_path):

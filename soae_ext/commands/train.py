@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
@@ -173,7 +173,7 @@ def _run(options: Options, line: str, processes: Processes) -> int:
     directory = options.run_dir
     assert directory is not None
     train, validation = _read(options)
-    objective, attack, eps = _problem(options, channels=train.images.shape[1])
+    objective, attack, eps, norm = _problem(options, channels=train.images.shape[1])
     options = _without_needless_warmup(options, objective)
     model = _start(options)
     classes = check_fit(model, train)
@@ -196,12 +196,14 @@ def _run(options: Options, line: str, processes: Processes) -> int:
             warn=lambda text: print(f"soae train: {text}", file=sys.stderr),
         )
     if processes.leader:
+        ball = {"eps": eps, "norm": norm}
         if options.output is not None:
             with blaming("--output"):
                 write_json(
-                    _document(options, line, eps, history, train, validation, classes, processes), options.output
+                    _document(line, asdict(options) | ball, history, train, validation, classes, processes),
+                    options.output,
                 )
-        _conclude(options, eps, history)
+        _conclude(options, eps, norm, history)
     return 0
 
 
@@ -213,8 +215,9 @@ def _read(options: Options) -> tuple[ImageData, ImageData | None]:
         if count == 0:
             raise CommandError("--validation-split: is for --validate, which is 0")
         with blaming("--validation-split"):
-            found = load_data(options.data, options.validation_split, _HELD_OUT if count is None else count)
-        return data, found
+            found = load_data(options.data, options.validation_split)
+        with blaming("--validate"):
+            return data, found.first(min(_HELD_OUT, len(found)) if count is None else count)
     count = min(_HELD_OUT, len(data) // 10) if count is None else count
     if count == 0:
         return data, None
@@ -224,14 +227,16 @@ def _read(options: Options) -> tuple[ImageData, ImageData | None]:
         raise CommandError(f"--validate: {str(error).removeprefix('count: ')}") from error
 
 
-def _problem(options: Options, channels: int) -> tuple[TrainingObjective, Attack, float]:
-    """The objective, the attack of the validation in the ball of the objective, and its radius."""
+def _problem(options: Options, channels: int) -> tuple[TrainingObjective, Attack, float, Norm]:
+    """The objective, the attack of the validation in the ball of the objective, and radius and norm of that."""
     eps = default_eps(options.norm, channels) if options.eps is None else options.eps
+    if options.preset is not None and options.norm != "Linf" and eps == PRESETS[options.preset].eps:
+        eps = default_eps(options.norm, channels)  # the preset's is of a Linf ball
     with blaming():
         _, objective = parse_objective(options.objective, eps=eps, norm=options.norm)
     radius, norm = ball_of(objective) or (eps, options.norm)
     (attack,) = parse_attacks([options.attack], radius, norm=norm, seed=options.recipe.seed).values()
-    return objective, attack, radius
+    return objective, attack, radius, norm
 
 
 def _without_needless_warmup(options: Options, objective: TrainingObjective) -> Options:
@@ -262,10 +267,13 @@ def _working() -> Iterator[None]:
         raise CommandError(f"--run-dir: {reason(error)}") from error
     except (TypeError, ValueError) as error:
         argument, _, text = reason(error).partition(": ")
+        known = {each.name for each in (*fields(Options), *fields(Recipe))}
+        if argument not in known | options.keys():  # what the network itself says
+            argument, text = "model", reason(error)
         raise CommandError(f"{options.get(argument, '--' + argument.replace('_', '-'))}: {text}") from error
 
 
-def _conclude(options: Options, eps: float, history: History) -> None:
+def _conclude(options: Options, eps: float, norm: Norm, history: History) -> None:
     """Say where the run stands and what to do with it."""
     assert options.run_dir is not None
     if not history.finished:
@@ -288,14 +296,13 @@ def _conclude(options: Options, eps: float, history: History) -> None:
         "--data",
         options.data,
     ]
-    words += ["--eps", str(eps), *([] if options.norm == "Linf" else ["--norm", options.norm])]
+    words += ["--eps", str(eps), *([] if norm == "Linf" else ["--norm", norm])]
     print(f"Evaluate it: {shlex.join(['soae', 'evaluate', *words])}")
 
 
 def _document(
-    options: Options,
     line: str,
-    eps: float,
+    config: dict[str, object],
     history: History,
     train: ImageData,
     validation: ImageData | None,
@@ -307,9 +314,9 @@ def _document(
     return {
         "command": line,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": {**asdict(options), "eps": eps},
+        "config": config,
         "model": {
-            "spec": options.model,
+            "spec": config["model"],
             "class": type(model).__name__,
             "classes": classes,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -56,7 +56,7 @@ class ImageData:
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def hold_out(self, count: int) -> tuple[ImageData, ImageData]:
-        """All images but `count`, and these: evenly spaced, so that they are of all classes if those come in order.
+        """All images but `count`, and these: of every class its share, evenly spaced, in whatever order they come.
 
         Raises:
             ValueError: `count` is less than 1, or leaves nothing.
@@ -64,7 +64,7 @@ class ImageData:
         if not 1 <= count < len(self):
             raise ValueError(f"count: must be between 1 and {len(self) - 1} of {len(self)} images; got {count}")
         held = torch.zeros(len(self), dtype=torch.bool)
-        held[torch.arange(count) * len(self) // count] = True
+        held[self.labels.cpu().argsort(stable=True)[torch.arange(count) * len(self) // count]] = True
         rest, chosen = (replace(self, images=self.images[part], labels=self.labels[part]) for part in (~held, held))
         return rest, chosen
 

@@ -89,16 +89,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLE_STARTS):
-            raise ValueError(
-                f"{path} is a pickle, which can run code when it is opened: "
-                "save the parameters with safetensors.torch.save_file"
-            )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
+        # Not before: the length that a safetensors file begins with may look like the start of a pickle.
+        with path.open("rb") as file:
+            if file.read(4).startswith(_PICKLE_STARTS):
+                raise ValueError(
+                    f"{path} is a pickle, which can run code when it is opened: "
+                    "save the parameters with safetensors.torch.save_file"
+                ) from error
         raise ValueError(f"{path} is truncated or is not a safetensors file ({error})") from error
 
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -104,9 +105,9 @@ class AttackTraining(TrainingObjective):
             return replace(self.attack, seed=batch.seed)(batch.model, batch.x, batch.y, index=batch.index)
         except ValueError as error:
             broken = [name for name, p in batch.model.named_parameters() if not bool(p.isfinite().all())]
-            if not broken:
+            with torch.no_grad():
+                sound = not broken and bool(batch.model(batch.x).isfinite().all())
+            if sound:
                 raise
-            raise FloatingPointError(
-                f"model: its parameter '{broken[0]}' is not finite any more; go on from an earlier checkpoint with a "
-                "smaller learning rate"
-            ) from error
+            what = f"its parameter '{broken[0]}' is" if broken else "its logits are"
+            raise FloatingPointError(f"model: {what} not finite any more") from error

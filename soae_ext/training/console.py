@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -18,6 +21,8 @@ _HEADER = "epoch     loss    clean   robust  gradients/image  Krylov dim.  image
 class Console:
     """A log that is shown, and passed on to another one; a context manager.
 
+    Where nobody looks any more, because a terminal or a pipe was closed, nothing is shown, and training goes on.
+
     Args:
         log: gets every row.
         epochs: of the whole run.
@@ -27,19 +32,22 @@ class Console:
         self._log, self._epochs = log, epochs
         self._bar: Any = None
         self._validated = ""
-        self._headed = False
+        self._headed = self._blind = False
 
     def progress(self, step: int, steps: int, row: Row) -> None:
         """Move the bar to `step` of `steps`; `row` is what was measured since the last row of the log."""
-        if self._bar is None:
-            self._bar = tqdm(total=steps, initial=step - 1, unit="step", file=sys.stderr, dynamic_ncols=True)
+        if self._blind:
+            return
         shown = {"loss": _number(row["loss"], ".3f"), "images/s": _number(row["images_per_second"], ".0f")}
         for name, key in (("clean", "clean_accuracy"), ("robust", "robust_accuracy")):
             shown[name] = _share(row[key])
         shown |= {"grad/img": _number(row["gradients_per_image"], ".1f"), "Krylov": _number(row["krylov_mean"], ".1f")}
         text = " ".join(f"{name} {value}" for name, value in shown.items() if value != "-")
-        self._bar.set_postfix_str(text + self._validated, refresh=False)
-        self._bar.update(step - self._bar.n)
+        with self._unless_closed():
+            if self._bar is None:
+                self._bar = tqdm(total=steps, initial=step - 1, unit="step", file=sys.stderr, dynamic_ncols=True)
+            self._bar.set_postfix_str(text + self._validated, refresh=False)
+            self._bar.update(step - self._bar.n)
 
     def step(self, row: Row) -> None:
         """Add a row about training batches."""
@@ -79,11 +87,24 @@ class Console:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with self._unless_closed():
+                self._bar.close()
 
     def _print(self, line: str) -> None:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        with self._unless_closed():
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # a broken pipe, or a terminal that is gone
+            self._blind, self._bar = True, None
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _number(value: float | int | None, form: str) -> str:

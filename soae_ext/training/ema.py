@@ -23,13 +23,21 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = deepcopy(model).eval().requires_grad_(False)
+        # Infinite buffers, such as masks, have no average.
+        self._averaged = [each.is_floating_point() and bool(each.isfinite().all()) for each in _tensors(model)]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Follow `model` after its update number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, values = self.model.state_dict(), model.state_dict()
-        floating = [name for name, value in values.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averages[name] for name in floating], [values[name] for name in floating], 1 - decay)
-        for name in values.keys() - set(floating):
-            averages[name].copy_(values[name])
+        # Each tensor once, also where modules share it.
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        moving = [pair for pair, averaged in zip(pairs, self._averaged, strict=True) if averaged]
+        torch._foreach_lerp_([average for average, _ in moving], [value.detach() for _, value in moving], 1 - decay)
+        for (average, value), averaged in zip(pairs, self._averaged, strict=True):
+            if not averaged:
+                average.copy_(value)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

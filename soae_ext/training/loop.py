@@ -181,6 +181,8 @@ class Trainer:
         flags = (float(failure is not None), float(self.signals.received), float(due))
         failed, stop, anyone_due, *values = self.processes.sum([*flags, *sums.values])
         if failed:
+            if isinstance(failure, FloatingPointError):
+                failure = self._diverged(str(failure))
             self.processes.agree(lambda: _fail(failure))
         return Sums(*values), stop > 0, anyone_due > 0
 
@@ -214,12 +216,16 @@ class Trainer:
         return rate
 
     def _check(self, value: float, what: str) -> None:
-        if math.isfinite(value):
-            return
-        kept = "" if self.saved_step is None else f"; kept: the checkpoint of step {self.saved_step} in {self.run_dir}"
-        raise FloatingPointError(
-            f"{what} is {value} in step {self.progress.step + 1}: use a smaller lr, or clip_gradient{kept}"
-        )
+        if not math.isfinite(value):
+            raise self._diverged(f"{what} is {value} in step {self.progress.step + 1}")
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        """What happened, what to do, and what is kept."""
+        text = f"{what}: begin another run with a smaller lr, or clip_gradient"
+        if self.run_dir is not None and self.saved_step is not None:
+            best = "" if self.best is None else "best.safetensors, which it may start from, and "
+            text += f"; {self.run_dir} keeps {best}the state of step {self.saved_step}"
+        return FloatingPointError(text)
 
     # Log
 
@@ -261,6 +267,12 @@ class Trainer:
         return True
 
     def _validate(self, data: ImageData) -> tuple[float, float | None] | None:
+        try:
+            return self._validated(data)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from error
+
+    def _validated(self, data: ImageData) -> tuple[float, float | None] | None:
         return validate(
             self.learner.result,
             data,

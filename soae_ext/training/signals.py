@@ -13,6 +13,8 @@ __all__ = ["StopSignals"]
 class StopSignals:
     """While this context manager is entered, SIGTERM and SIGINT only set `received`, so that a step can be finished.
 
+    So does SIGHUP, which a terminal that is closed sends, unless it is ignored already (`nohup`).
+
     A second SIGINT interrupts at once where `impatient`; several processes get several signals for one Ctrl-C, and
     have to wait for each other. Outside of the main thread, and if not `enabled`, signals do what they did.
     """
@@ -25,7 +27,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if self._enabled:
-            self._before = {each: signal.signal(each, self._receive) for each in (signal.SIGTERM, signal.SIGINT)}
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            self._before = {each: signal.signal(each, self._receive) for each in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -72,11 +72,20 @@ class Progress:
 
 @dataclass
 class Learner:
-    """What learns: a network, its optimizer and its moving average, if there is one."""
+    """What learns: a network, its optimizer and its moving average, if there is one.
+
+    Attributes:
+        unbounded: names of buffers that are not finite from the start, such as masks.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None = None
+    unbounded: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        buffers = self.model.named_buffers()
+        self.unbounded = frozenset(name for name, value in buffers if not bool(value.isfinite().all()))
 
     @property
     def result(self) -> nn.Module:
@@ -118,7 +127,8 @@ def write_state(path: Path, learner: Learner, progress: Progress) -> None:
         OSError: it cannot be written, e.g. because the disk is full; what was there before stays.
     """
     tensors, numbers = learner.state()
-    broken = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    judged = {name: value for name, value in tensors.items() if name.partition("/")[2] not in learner.unbounded}
+    broken = [name for name, value in judged.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise FloatingPointError(f"{broken[0]} is not finite after step {progress.step}")
     content = json.dumps({"progress": progress.as_json(), "numbers": numbers})

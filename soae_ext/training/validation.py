@@ -48,6 +48,7 @@ def validate(
         stopped: whether this process was asked to stop.
 
     Raises:
+        FloatingPointError: the network has diverged.
         ValueError, TypeError: the attack cannot be run on this network or these images.
     """
     shard = processes.shard
@@ -72,7 +73,10 @@ def _correct(
         return 0, 0
     x, y = data.images[parts[number]].to(device), data.labels[parts[number]].to(device)
     with torch.no_grad():
-        clean = int((model(x).argmax(1) == y).sum())
+        logits = model(x)
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError("model: its logits on validation images are not finite any more")
+    clean = int((logits.argmax(1) == y).sum())
     if attack is None:
         return clean, 0
     index = torch.arange(len(data))[parts[number]]
