@@ -23,7 +23,8 @@ class SOAT(AttackTraining):
     ball it makes one second-order step, to the maximiser of the quadratic model over the ball by Frank-Wolfe in two
     Krylov dimensions (in an L1 ball: of the trust region), with products by finite differences; then 7 gradient steps
     that get shorter. Of the ways to spend 10 gradients that hold a second-order step none raised the loss further on
-    the shipped network (mean 0.219; PGD 0.187, the same steps without curvature 0.224).
+    the shipped network by more than noise (mean 0.219; PGD 0.191, the same steps without curvature 0.226; see
+    docs/results/training_attack.md).
     `SOAT.paper(eps)` has the settings of the paper, and `SOAT(attack=SOAE(...))` any others.
 
     Args: as in :class:`soae_ext.training.attacked.AttackTraining`.
