@@ -26,10 +26,15 @@ def call(capfd, *words):
     return status, captured.out, captured.err
 
 
+def _hear_signals():
+    """Background jobs of a shell are deaf to Ctrl-C, what `nohup` starts to SIGHUP, and so is all that they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def process(*words, program=("-m", "soae_ext.cli"), environment=(), **options):
     """One command in a process of its own."""
-    # A shell starts its background jobs deaf to Ctrl-C, and so are the tests that run in one.
-    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    options.setdefault("preexec_fn", _hear_signals)
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **dict(environment)}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", *program, *words],
