@@ -11,7 +11,6 @@ taken in turns, with the 10-90 % range.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import types
@@ -141,16 +140,10 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and repeats")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads before anything else")
+    parser = measure.parser(__doc__)
     parser.add_argument("--peers", type=Path, help="folder that torchattacks and adv-lib were installed into")
-    parser.add_argument("--output", type=Path, help="write the rows and the machine as JSON")
     options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    machine = measure.machine()
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}")
+    machine = measure.start(options)
     found, missing = libraries(options.peers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []

@@ -11,11 +11,9 @@ gives the median time of a product with its 10-90 % range and the median speed-u
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -81,7 +79,7 @@ def measure_case(name: str, model: nn.Module, shape: tuple[int, ...], device: to
     compile_seconds = time.perf_counter() - start
     ways = products(loss, x, y)
     distance = errors(ways, v, smooth="softplus" in name)
-    timed: dict[str, measure.Timed] = {way: lambda product=product: product(v) for way, product in ways.items()}  # type: ignore[misc]
+    timed: dict[str, measure.Timed] = {way: lambda product=product: product(v) for way, product in ways.items()}
     timed["linearise double-backward"] = lambda: hessian_operator(loss, x, y, method="double-backward")
     timed["linearise traced"] = lambda: hessian_operator(loss, x, y)
     times = measure.interleaved(
@@ -115,16 +113,9 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer cases and repeats")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads before anything else")
-    parser.add_argument("--output", type=Path, help="write the rows and the machine as JSON")
-    options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options = measure.parser(__doc__).parse_args()
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
-    machine = measure.machine()
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}")
+    machine = measure.start(options)
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))

@@ -13,7 +13,6 @@ Everything is timed in turns on one network that is put back to the same paramet
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import sys
@@ -90,7 +89,7 @@ def crafting(case: Case, quick: bool) -> list[dict[str, Any]]:
         spent = attack(model, case.x, case.y).gradient_calls.float().mean().item()
         pgd = PGD(case.eps, steps=max(1, round(spent)), early_stop=False)
         times = _timed(
-            {"SOAE": lambda: attack(model, case.x, case.y), "PGD": lambda: pgd(model, case.x, case.y)},  # noqa: B023
+            {"SOAE": lambda: attack(model, case.x, case.y), "PGD": lambda: pgd(model, case.x, case.y)},  # noqa: B023 - called before the next round
             case, quick,
         )  # fmt: skip
         row = {
@@ -139,7 +138,7 @@ def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
 def loops(case: Case, peers: Path | None) -> dict[str, Callable[[nn.Module], Tensor]]:
     """Name -> the loss of a step."""
     found: dict[str, Callable[[nn.Module], Tensor]] = {
-        name: lambda model, objective=objective: objective(model, case.x, case.y)  # type: ignore[misc]
+        name: lambda model, objective=objective: objective(model, case.x, case.y)
         for name, objective in objectives(case.eps).items()
     }
     found["plain loop, PGD-7"] = lambda model: cross_entropy(model(plain_pgd(model, case.x, case.y, case.eps)), case.y)
@@ -213,16 +212,10 @@ def _range(ratio: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller batches, fewer repeats")
-    parser.add_argument("--threads", type=int, help="torch.set_num_threads before anything else")
+    parser = measure.parser(__doc__)
     parser.add_argument("--peers", type=Path, help="folder that torchattacks was installed into")
-    parser.add_argument("--output", type=Path, help="write the rows and the machine as JSON")
     options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    machine = measure.machine()
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}")
+    machine = measure.start(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     rows: dict[str, list[dict[str, Any]]] = {"crafting": [], "steps": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -151,6 +152,24 @@ def machine() -> dict[str, Any]:
             "l2_mib": round(properties.L2_cache_size / 2**20, 1),
             "runtime": torch.version.cuda,
         }
+    return record
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="fewer and smaller cases, fewer repeats")
+    made.add_argument("--threads", type=int, help="torch.set_num_threads before anything else")
+    made.add_argument("--output", type=Path, help="write the rows and the machine as JSON")
+    return made
+
+
+def start(options: argparse.Namespace) -> dict[str, Any]:
+    """Set the threads that were asked for; the machine's record, its first line printed."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    record = machine()
+    print(f"{record['cpu']}, {record['cores']} cores, {record['threads']} threads, torch {record['torch']}")
     return record
 
 

@@ -7,11 +7,10 @@
 #include <string>
 
 #include "gmres.h"
-#if !defined(SOAE_SIMT)
-#include "cpu/matvec.h"
-#endif
 #if defined(SOAE_SIMT)
 #include "simt/simt.h"
+#else
+#include "cpu/matvec.h"
 #endif
 
 #ifndef SOAE_MODULE

@@ -18,7 +18,7 @@ class CpuSolve(KernelSolve):
     """The same on csrc/cpu, with a number of threads, and a guard behind the scratch memory."""
 
     def __init__(self, b: torch.Tensor, *, threads: int = 1, **options: Any) -> None:
-        super().__init__(SimpleNamespace(cuda=_C.cpu, SYSTEM=_C.SYSTEM, Solve=_C.Solve), b, **options)  # type: ignore[arg-type]
+        super().__init__(SimpleNamespace(cuda=_C.cpu, SYSTEM=_C.SYSTEM, Solve=_C.Solve), b, **options)
         self.solve.threads = threads
         self.scratch_bytes = _C.cpu.scratch_bytes(self.solve)
         raw = poisoned(self.scratch_bytes + GUARD + 256, dtype=torch.uint8, device=b.device)

@@ -36,8 +36,8 @@ def small_net(activation: Activation, dtype: torch.dtype = torch.float64, *, poo
     norm = net[4]
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
-    nn.init.normal_(norm.running_mean, std=0.3)  # type: ignore[arg-type]
-    nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    nn.init.normal_(norm.running_mean, std=0.3)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
     return net.to(dtype).eval()
 
 

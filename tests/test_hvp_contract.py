@@ -93,7 +93,7 @@ def test_bad_directions_are_refused(method: str) -> None:
     with pytest.raises(TypeError, match=r"^v must have the dtype of x torch.float32, got torch.float64"):
         operator(torch.rand(2, 3).double())
     with pytest.raises(TypeError, match=r"^v must be a tensor"):
-        operator([1.0])  # type: ignore[arg-type]
+        operator([1.0])
     with pytest.raises(ValueError, match=r"^v must be on the device of x cpu, got meta"):
         operator(torch.empty(2, 3, device="meta"))
     assert operator.gradient_calls == 1
@@ -223,7 +223,7 @@ def test_strides_of_point_and_direction_do_not_matter(method: str, data: tuple[T
 def test_attention_is_differentiated_twice() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True).eval()
-    loss: Loss = lambda x: layer(x).pow(2)[..., 0].sum(1)  # noqa: E731
+    loss: Loss = lambda x: layer(x).pow(2)[..., 0].sum(1)  # noqa: E731 - with its type
     x, v = torch.rand(2, 2, 5, 8)
     traced, eager = (hessian_operator(loss, x, method=method)(v) for method in ("traced", "double-backward"))
     central = hessian_operator(

@@ -33,26 +33,26 @@ def test_new_points_and_labels() -> None:
     for seed in (2, 3):
         x, y, v = batch(seed=seed)
         expected = hessian_operator(loss.loss, x, y, method="double-backward")(v)
-        assert traces_of(loss, lambda x=x, y=y: hessian_operator(loss, x, y)) == 0  # type: ignore[misc]
+        assert traces_of(loss, lambda x=x, y=y: hessian_operator(loss, x, y)) == 0
         assert torch.equal(hessian_operator(loss, x, y)(v), expected)
 
 
 def step_of_optimizer(net: nn.Module) -> None:
-    net[0].weight.grad = torch.ones_like(net[0].weight)  # type: ignore[index]
+    net[0].weight.grad = torch.ones_like(net[0].weight)
     torch.optim.SGD(net.parameters(), lr=0.3).step()
     net.zero_grad()
 
 
 def rebind_parameter(net: nn.Module) -> None:
-    net[0].weight = nn.Parameter(torch.rand_like(net[0].weight))  # type: ignore[index]
+    net[0].weight = nn.Parameter(torch.rand_like(net[0].weight))
 
 
 def rebind_buffer(net: nn.Module) -> None:
-    net[2].running_mean = torch.rand_like(net[2].running_mean)  # type: ignore[index]
+    net[2].running_mean = torch.rand_like(net[2].running_mean)
 
 
 def assign_data(net: nn.Module) -> None:
-    net[0].weight.data = torch.rand_like(net[0].weight)  # type: ignore[index]
+    net[0].weight.data = torch.rand_like(net[0].weight)
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
@@ -89,7 +89,7 @@ def test_new_weights_in_the_arguments() -> None:
     x, y, _ = batch()
     for seed in range(3):
         state, scale = dict(net_of(seed).named_parameters()), (torch.tensor(1.0 + seed, dtype=torch.float64),)
-        used = traces_of(loss, lambda state=state, scale=scale: hessian_operator(loss, x, y, state, scale))  # type: ignore[misc]
+        used = traces_of(loss, lambda state=state, scale=scale: hessian_operator(loss, x, y, state, scale))
         assert (used == 0) == (seed > 0)
         check(loss, x, y, state, scale)
 
@@ -189,11 +189,11 @@ def test_constants_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MODULE_CHANGES: dict[str, Callable[[nn.Module], object]] = {
-    "attribute": lambda net: setattr(net[1], "beta", 4.0),  # type: ignore[index]
+    "attribute": lambda net: setattr(net[1], "beta", 4.0),
     "other layer": lambda net: net.register_module("1", nn.Tanh()),
-    "hook": lambda net: net[0].register_forward_hook(lambda module, inputs, output: output * 3),  # type: ignore[index]
-    "forward replaced": lambda net: setattr(net[1], "forward", torch.sin),  # type: ignore[index]
-    "dtype of the weights": lambda net: net[0].float(),  # type: ignore[index]
+    "hook": lambda net: net[0].register_forward_hook(lambda module, inputs, output: output * 3),
+    "forward replaced": lambda net: setattr(net[1], "forward", torch.sin),
+    "dtype of the weights": lambda net: net[0].float(),
 }
 
 
@@ -202,7 +202,7 @@ def test_changes_of_a_module(change: str) -> None:
     net = net_of()
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        features = net[0](x.to(net[0].weight.dtype)).double()  # type: ignore[arg-type]
+        features = net[0](x.to(net[0].weight.dtype)).double()
         return cross_entropy(
             net[1:](net[1](features)[:, :, :4, :4].repeat(1, 1, 2, 2)[:, :, :4, :4]), y, reduction="none"
         )

@@ -56,9 +56,9 @@ def test_refusals(arguments, error, names):
 
 def test_steps_has_no_default():
     with pytest.raises(TypeError, match="steps"):
-        arnoldi(never, v)  # type: ignore[call-arg]
+        arnoldi(never, v)
     with pytest.raises(TypeError, match="positional"):
-        arnoldi(never, v, 3)  # type: ignore[misc]
+        arnoldi(never, v, 3)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_representation():
     assert repr(a) == "Arnoldi(2 × n=5, dims 3 to 3 of 3, 3 operator calls)"
     assert a != arnoldi(torch.diag(torch.arange(1.0, 6.0)), v, steps=3)  # compared by identity: it holds tensors
     with pytest.raises(AttributeError):
-        a.dims = a.dims  # type: ignore[misc]
+        a.dims = a.dims
 
 
 def test_inside_a_compiled_function():

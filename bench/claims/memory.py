@@ -67,7 +67,7 @@ def child(network: str, m: int, products: str | None, warm: bool) -> dict[str, i
     options: dict[str, Any] = {"early_stop": False, "batch_size": batch}
     attack: Attack = PGD(0.03, steps=2, **options)
     if products is not None:
-        attack = SOAE(0.03, steps=1, max_dim=m, threshold=0.0, hvp=products, **options)  # type: ignore[arg-type]
+        attack = SOAE(0.03, steps=1, max_dim=m, threshold=0.0, hvp=products, **options)
     if warm:
         replace(attack, batch_size=4)(model, x[:4], y[:4])
     ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -61,13 +61,8 @@ def _operator(kind: str, arrays: dict[str, Any], n: int) -> Any:
 
 
 def _csr(weights: np.ndarray, n: int) -> Any:
-    """West and east end at the edges of the grid's rows."""
-    g = round(n**0.5)
-    c, w, e, north, south = weights
-    inside = np.arange(1, n) % g != 0
-    diagonals = [np.full(n, c), w * inside, e * inside, np.full(n - g, north), np.full(n - g, south)]
-    on_gpu = [cupy.asarray(d.astype(weights.dtype)) for d in diagonals]
-    matrix = sparse.diags(on_gpu, offsets=[0, -1, 1, -g, g], format="csr")
+    diagonals, offsets = protocol.stencil_diagonals(weights, n)
+    matrix = sparse.diags([cupy.asarray(each) for each in diagonals], offsets=offsets, format="csr")
     matrix.eliminate_zeros()
     return matrix
 

@@ -70,6 +70,15 @@ def read(path: str) -> Task:
     return Task(settings["kind"], arrays, b, int(settings["restart"]), int(settings["max_iters"]))
 
 
+def stencil_diagonals(weights: np.ndarray, n: int) -> tuple[list[np.ndarray], list[int]]:
+    """Diagonals and their offsets of the five-point stencil; west and east end at the edges of the grid's rows."""
+    g = round(n**0.5)
+    c, w, e, north, south = weights
+    inside = np.arange(1, n) % g != 0
+    diagonals = [np.full(n, c), w * inside, e * inside, np.full(n - g, north), np.full(n - g, south)]
+    return [each.astype(weights.dtype) for each in diagonals], [0, -1, 1, -g, g]
+
+
 def _status(field: str) -> float:
     """MiB, from the kernel's account of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():

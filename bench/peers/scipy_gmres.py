@@ -62,12 +62,8 @@ def _operator(kind: str, arrays: dict[str, np.ndarray], n: int) -> Any:
 
 
 def _csr(weights: np.ndarray, n: int) -> Any:
-    """West and east end at the edges of the grid's rows."""
-    g = round(n**0.5)
-    c, w, e, north, south = weights
-    inside = np.arange(1, n) % g != 0
-    diagonals = [np.full(n, c), w * inside, e * inside, np.full(n - g, north), np.full(n - g, south)]
-    matrix = sparse.diags_array(diagonals, offsets=[0, -1, 1, -g, g]).tocsr().astype(weights.dtype)
+    diagonals, offsets = protocol.stencil_diagonals(weights, n)
+    matrix = sparse.diags_array(diagonals, offsets=offsets).tocsr()
     matrix.eliminate_zeros()
     return matrix
 

@@ -139,7 +139,7 @@ def _own_attributes(obj: Any, names: set[str]) -> dict[str, Any]:
     """The attributes in ``names`` that the object itself holds, in its ``__dict__`` or in slots."""
     state = getattr(obj, "__dict__", {})
     found = {name: state[name] for name in sorted(names & state.keys())}
-    in_slots = names & _slots(type(obj))  # type: ignore[arg-type]
+    in_slots = names & _slots(type(obj))  # type: ignore[arg-type]  # a class is hashable
     found.update((name, getattr(obj, name)) for name in sorted(in_slots) if hasattr(obj, name))
     return found
 
@@ -222,7 +222,7 @@ class _Walker:
                 self.queue.append((f"{path}.{name}", cell.cell_contents))
             except ValueError:  # a variable that is not assigned yet
                 self.found.tokens[f"{path}.{name}"] = "empty cell"
-        self._push(f"{path}.__defaults__", dict(enumerate(function.__defaults__ or ())))  # type: ignore[arg-type]
+        self._push(f"{path}.__defaults__", {str(at): value for at, value in enumerate(function.__defaults__ or ())})
         self._push(f"{path}.__kwdefaults__", function.__kwdefaults__ or {})
         if not _is_installed(function.__module__):
             scope = function.__globals__

@@ -61,7 +61,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
-    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]  # no types in torch
     return result
 
 

@@ -58,11 +58,11 @@ class _ReadGuard(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _OperatorGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _OperatorGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types in torch
     """Refuses, before it runs, an operator that would make the graph depend on values or change the outside."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # no types in torch
         self._made: set[int] = set()  # storages that came into being during the trace
 
     def __torch_dispatch__(

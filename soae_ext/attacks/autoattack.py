@@ -158,6 +158,7 @@ class _Ledger:
         if whole:
             self.correct = self.rows[logits.argmax(1) == task.y[self.rows]]
         if logits.requires_grad:
+            # Torch has no types for hooks.
             logits.register_hook(lambda _: self._charge(task.gradient_calls, rows))  # type: ignore[no-untyped-call]
         else:
             self._charge(task.forward_calls, rows)

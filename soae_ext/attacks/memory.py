@@ -28,11 +28,11 @@ _UNKNOWN = 2**30
 _CPU_PLAN = 3 * 2**30
 
 
-class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types in torch
     """Adds up the bytes of the tensors that operations return; a view of what an operation was given adds nothing."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # no types in torch
         self.bytes: int = 0
         self._alive: list[Tensor] = []  # so that no address is used twice
         self._counted: set[int] = set()

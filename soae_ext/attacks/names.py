@@ -105,7 +105,7 @@ def split_spec(argument: str, spec: str, names: Sequence[str]) -> tuple[str, lis
         ValueError: the name is unknown or the form is another; the message starts with `argument`.
     """
     head, colon, tail = spec.partition(":")
-    name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", head, re.DOTALL).groups()  # type: ignore[union-attr]
+    name, number = re.fullmatch(r"(.*?)(?:-(\d+))?", head, re.DOTALL).groups()  # type: ignore[union-attr]  # fits all
     known = {choice.lower(): choice for choice in names}
     if name.lower() not in known:
         raise ValueError(f"{argument}: {unknown_name(name, names)}")

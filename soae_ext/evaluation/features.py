@@ -63,10 +63,12 @@ def choose_layer(model: nn.Module, images: Tensor) -> str:
         ValueError: the network has no such convolution.
     """
     sizes: dict[str, tuple[int, int]] = {}
-    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
 
     def note(module: nn.Module, _: object, output: Tensor) -> None:
-        name = names[module]  # type: ignore[index]
+        name = names[module]
         sizes.pop(name, None)  # the last call counts, in the order of the calls
         sizes[name] = (output.shape[-2], output.shape[-1])
 

@@ -78,7 +78,7 @@ class Store:
         try:
             with safe_open(self._path(job, batch), framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file is no dict
         except (OSError, SafetensorError):
             return None
         whole = metadata.get("key") == key and metadata.get("sha256") == _checksum(tensors)

@@ -91,7 +91,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - a file is no dict
     except SafetensorError as error:
         # Not before: the length that a safetensors file begins with may look like the start of a pickle.
         with path.open("rb") as file:

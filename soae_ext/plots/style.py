@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,11 +58,11 @@ def new_figure(width: float, height: float, theme: Theme) -> Figure:
     return figure
 
 
-def style_axes(axes: Axes, theme: Theme, grid: str = "both") -> None:
+def style_axes(axes: Axes, theme: Theme, grid: Literal["both", "x", "y"] = "both") -> None:
     """Quiet axes in the colours of `theme`: two spines, a light grid behind the data."""
     axes.set_facecolor(theme.background)
     axes.set_axisbelow(True)
-    axes.grid(True, axis=grid, color=theme.grid, linewidth=0.8)  # type: ignore[arg-type]
+    axes.grid(True, axis=grid, color=theme.grid, linewidth=0.8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

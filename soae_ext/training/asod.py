@@ -28,7 +28,7 @@ class ASODTraining(AttackTraining):
     name: ClassVar[str] = "ASOD"
     kind: ClassVar[type[ASOD]] = ASOD
 
-    attack: ASOD = None  # type: ignore[assignment]
+    attack: ASOD = None  # type: ignore[assignment]  # decided in __post_init__
 
     @classmethod
     def _default_attack(cls, eps: float, norm: Norm) -> ASOD:

@@ -35,11 +35,10 @@ class AttackTraining(TrainingObjective):
 
     kind: ClassVar[type[Attack]]
 
-    # Whatever of these is left open is decided in __post_init__.
-    eps: float = None  # type: ignore[assignment]
+    eps: float = None  # type: ignore[assignment]  # what is left open is decided in __post_init__
     _: KW_ONLY
-    norm: Norm = None  # type: ignore[assignment]
-    attack: Attack = None  # type: ignore[assignment]
+    norm: Norm = None  # type: ignore[assignment]  # likewise
+    attack: Attack = None  # type: ignore[assignment]  # likewise
 
     def __post_init__(self) -> None:
         if self.eps is not None:

@@ -105,7 +105,7 @@ class Trainer:
         self.per_epoch, self.steps = recipe.steps(len(job.train))
         job.model.to(processes.device)
         if recipe.channels_last:
-            job.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            job.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         processes.equalize(job.model)
         self.parameters = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         average = MovingAverage(job.model, recipe.ema) if recipe.ema else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -44,13 +44,13 @@ def make_fabric(device: str = "cpu", precision: str = "32-true") -> Fabric:
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: '{device}', but torch sees {torch.cuda.device_count()} CUDA GPUs")
     local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    options: dict[str, object] = {"accelerator": kind, "precision": precision}
+    options: dict[str, Any] = {"accelerator": kind, "precision": precision}
     if world > 1:
         options |= {"strategy": "ddp", "devices": local, "num_nodes": world // local}
     else:
         options["devices"] = [int(number)] if number and kind == "cuda" else 1
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every process
-    return Fabric(**options)  # type: ignore[arg-type]
+    return Fabric(**options)
 
 
 class Processes:

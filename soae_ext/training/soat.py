@@ -33,7 +33,7 @@ class SOAT(AttackTraining):
     name: ClassVar[str] = "SOAT"
     kind: ClassVar[type[SOAE]] = SOAE
 
-    attack: SOAE = None  # type: ignore[assignment]
+    attack: SOAE = None  # type: ignore[assignment]  # decided in __post_init__
 
     @classmethod
     def paper(cls, eps: float, *, norm: Norm = "Linf", direction: Direction = "ascent", max_dim: int = 9) -> SOAT:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...attacks import PGD, SOAE, Attack, AttackResult
 from ...attacks.losses import is_fooled
+from ...attacks.soae import Normalize
 from .check import CheckFunction, Outcome, check
 from .context import SanityContext
 from .statistics import LEVEL, paired
@@ -158,10 +159,10 @@ def more_iterations(context: SanityContext) -> Outcome:
     if context.eps == 0:
         return Outcome("not applicable", "-", "The ball of this evaluation is a point.")
     common: dict[str, Any] = {"norm": context.norm, "step_size": context.eps / 4, "seed": context.seed}
-    normalize = "sign" if context.norm == "Linf" else "L2"
+    normalize: Normalize = "sign" if context.norm == "Linf" else "L2"
     attacks: dict[str, Attack] = {
         "PGD": PGD(context.eps, **common),
-        "SOAE": SOAE(context.eps, steps=2, direction="ascent", max_dim=3, normalize=normalize, **common),  # type: ignore[arg-type]
+        "SOAE": SOAE(context.eps, steps=2, direction="ascent", max_dim=3, normalize=normalize, **common),
     }
     return _monotone(context, attacks, [{"steps": count} for count in (2, 5, 10)], "more iterations")
 

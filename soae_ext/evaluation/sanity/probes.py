@@ -90,7 +90,7 @@ def train_substitute(model: nn.Module, images: Tensor, eps: float, norm: Norm, s
                 answers = model(batch).argmax(1)
             loss = nn.functional.cross_entropy(substitute(batch), answers)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
     return substitute.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,13 +23,13 @@ _DIMENSIONS = 5
 def batched(context: SanityContext) -> Outcome:
     """GMRES with 5 dimensions on H d = g for all images at once and for each alone, in double precision."""
     here = setting(context)
-    options = {"rtol": 1e-12, "restart": _DIMENSIONS, "max_iters": _DIMENSIONS}
-    together = gmres(here.hessian, here.hessian.gradient, **options).x  # type: ignore[arg-type]
+    options: dict[str, Any] = {"rtol": 1e-12, "restart": _DIMENSIONS, "max_iters": _DIMENSIONS}
+    together = gmres(here.hessian, here.hessian.gradient, **options).x
     loss = cross_entropies(here.model)
     worst = 0.0
     for i in range(len(here.x)):
         alone = hessian_operator(loss, here.x[i : i + 1], here.y[i : i + 1])
-        x = gmres(alone, alone.gradient, **options).x[0]  # type: ignore[arg-type]
+        x = gmres(alone, alone.gradient, **options).x[0]
         norm = float(torch.linalg.vector_norm(x))
         if norm > 0:
             worst = max(worst, float(torch.linalg.vector_norm(together[i] - x)) / norm)
@@ -68,9 +68,9 @@ def one_dimension(context: SanityContext) -> Outcome:
     if context.norm == "L1":
         return Outcome("not applicable", "-", "In L1 FGSM moves single pixels, which SOAE does not.")
     x, y, index = context.few(16)
-    common = {"eps": context.eps, "norm": context.norm, "early_stop": False, "seed": context.seed}
-    soae = SOAE(**common, direction="auto", max_dim=1, steps=1, normalize=_steepest(context))  # type: ignore[arg-type]
-    fgsm = FGSM(**common)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"eps": context.eps, "norm": context.norm, "early_stop": False, "seed": context.seed}
+    soae = SOAE(**common, direction="auto", max_dim=1, steps=1, normalize=_steepest(context))
+    fgsm = FGSM(**common)
     first, second = (attack(context.double, x.double(), y, index=index).x_adv for attack in (soae, fgsm))
     differ = int(((first - second).flatten(1).abs().amax(1) > 1e-9).sum())
     return Outcome.of(
