@@ -162,12 +162,12 @@ class _Climb:
 
     def _move(self, momentum: float) -> None:
         task, rows = self.task, self.task.active
-        x, eps, here = task.x[rows], task.eps[rows], task.current[rows]
+        here = task.current[rows]
         velocity = here - self.previous[rows]
         self.previous[rows] = here
-        step = per_sample(self.step[rows], x) * steepest_step(self.gradient[rows], task.norm)
-        aim = project(x, here + step, eps, task.norm)
-        task.current[rows] = project(x, here + (1 - momentum) * (aim - here) + momentum * velocity, eps, task.norm)
+        step = per_sample(self.step[rows], here) * steepest_step(self.gradient[rows], task.norm)
+        aim = task.project(here + step)
+        task.current[rows] = task.project(here + (1 - momentum) * (aim - here) + momentum * velocity)
 
     def _check(self, window: int) -> None:
         """Halve the step size of the samples that no longer rise, and send them back to their best iterate."""

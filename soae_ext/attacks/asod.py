@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .base import Attack
 from .checks import check_count, check_positive
-from .geometry import gaussian_noise, per_sample, project, steepest_step, unit
+from .geometry import gaussian_noise, per_sample, steepest_step, unit
 from .losses import LossName
 from .task import Task
 
@@ -79,7 +79,7 @@ class ASOD(Attack):
                 gradient = task.or_margin_gradient(self._noisy_gradient(task, iterates[rows], noise))
                 moved = iterates[rows] + self._lengths(task) * steepest_step(gradient, self.norm)
                 iterates[rows] = self._onto_ball(task.x[rows], moved, task.eps[rows])
-                task.current[rows] = project(task.x[rows], iterates[rows], task.eps[rows], self.norm)
+                task.current[rows] = task.project(iterates[rows])
                 task.evaluate()
 
     def _noisy_gradient(self, task: Task, iterates: Tensor, noise: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "Norm",
     "gaussian_noise",
+    "linf_box",
     "per_sample",
     "project",
     "random_perturbation",
@@ -58,17 +59,23 @@ def project(x: Tensor, moved: Tensor, eps: Tensor, norm: Norm) -> Tensor:
         eps: radii `(B,)`, in the dtype of `x`.
         norm: `"Linf"`, `"L2"` or `"L1"`.
     """
-    perturbation = moved - x
-    radius = per_sample(eps, x)
     if norm == "Linf":
-        perturbation = torch.minimum(torch.maximum(perturbation, -radius), radius)
-    elif norm == "L1":
+        low, high = linf_box(x, eps)
+        return moved.maximum(low).minimum(high)
+    perturbation = moved - x
+    if norm == "L1":
         perturbation = _onto_l1_ball(x, perturbation, eps.double() * (1 - _SLACK))
     else:
         length = per_sample(torch.linalg.vector_norm(perturbation.double().flatten(1), dim=1), x)
-        allowed = radius.double() * (1 - _SLACK)
+        allowed = per_sample(eps, x).double() * (1 - _SLACK)
         perturbation = torch.where(length > allowed, perturbation * (allowed / length).to(x.dtype), perturbation)
     return _add_towards(x, perturbation).clamp(0, 1)
+
+
+def linf_box(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of each pixel within [0, 1] and `eps` `(B,)` of the image `x`, each like `x`."""
+    radius = per_sample(eps, x)
+    return _add_towards(x, -radius).clamp_min(0), _add_towards(x, radius).clamp_max(1)
 
 
 def _onto_l1_ball(x: Tensor, perturbation: Tensor, radius: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .geometry import Norm, per_sample, project, random_start
+from .geometry import Norm, linf_box, per_sample, project, random_start
 from .losses import Objective, is_fooled
 
 __all__ = ["Task"]
@@ -50,6 +50,7 @@ class Task:
         self.norm, self.seed, self.early_stop = norm, seed, early_stop
         self.limit: int | None = None
         self.logits, self.losses = logits, logits.new_zeros(0)
+        self._box: tuple[Tensor, Tensor] | None = None
         self.active = torch.arange(len(x), device=x.device)
         self.current = x.clone()
         self.best = x.clone()
@@ -63,13 +64,21 @@ class Task:
 
     @property
     def points(self) -> Tensor:
-        """Current iterates of the active samples, `(A, *shape)`."""
-        return self.current[self.active]
+        """Current iterates of the active samples, `(A, *shape)`; a copy."""
+        return self.current.clone() if self._whole else self.current[self.active]
 
     @property
     def labels(self) -> Tensor:
         """Labels of the active samples, `(A,)`."""
-        return self.y[self.active]
+        return self._of_active(self.y)
+
+    @property
+    def _whole(self) -> bool:
+        return len(self.active) == len(self.x)
+
+    def _of_active(self, values: Tensor) -> Tensor:
+        """The rows of the active samples; not a copy where that is all of them, for gathering costs time."""
+        return values if self._whole else values[self.active]
 
     def begin(self, restart: int, random: bool | None) -> None:
         """Put the active samples at the start of a restart; all but the first are always random."""
@@ -138,11 +147,13 @@ class Task:
 
         Cross-entropy saturates: on a very confident model its gradient underflows to zero, the margin's does not.
         """
-        flat = gradient.flatten(1)
-        useless = ~flat.isfinite().all(1) | (flat == 0).all(1)
+        largest = gradient.flatten(1).abs().amax(1)  # keeps NaN and infinity
+        useless = ~((largest > 0) & largest.isfinite())
+        if not bool(useless.any()):
+            return gradient
+        gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
         if self.limit is not None:
             useless &= self.gradient_calls[self.active] < self.limit
-        gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
         if self.objective.name == "margin" or not bool(useless.any()):
             return gradient
         rows = self.active[useless]
@@ -155,8 +166,20 @@ class Task:
 
     def move(self, step: Tensor) -> None:
         """Add `step` `(A, *shape)` to the active samples and project onto ball and box."""
-        rows = self.active
-        self.current[rows] = project(self.x[rows], self.current[rows] + step, self.eps[rows], self.norm)
+        moved = self.project(self._of_active(self.current) + step)
+        if self._whole:
+            self.current = moved
+        else:
+            self.current[self.active] = moved
+
+    def project(self, points: Tensor) -> Tensor:
+        """What :func:`soae_ext.attacks.geometry.project` makes of `points` `(A, *shape)` of the active samples."""
+        if self.norm != "Linf":
+            return project(self._of_active(self.x), points, self._of_active(self.eps), self.norm)
+        if self._box is None:
+            self._box = linf_box(self.x, self.eps)
+        low, high = self._box
+        return points.maximum(self._of_active(low)).minimum(self._of_active(high))
 
     def _record(self, logits: Tensor, losses: Tensor) -> Tensor:
         """Compare the current iterates with the best ones; the mask `(A,)` of the samples that stay active."""
