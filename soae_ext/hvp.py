@@ -1,7 +1,7 @@
 """Curvature of a loss with respect to its input, as operators for the solvers.
 
 ``hessian_operator`` gives v -> H v, ``gauss_newton_operator`` v -> J^T (diag(p) - p p^T) J v; neither forms a matrix.
-``jacobian_operator`` is the latter for few classes, from J itself.
+``jacobian_operator`` is the latter for few classes, from J itself; ``is_piecewise_linear`` tells where both are equal.
 
 How a compiled product (``method="traced"``) is kept: the loss is run under a tracer once for every loss, autocast
 setting, train/eval mode and kind of input (dtype, device, shape). Whatever values the tensors have is free to change:
@@ -30,6 +30,7 @@ from soae_ext._hvp.curvature import Autocast, GaussNewtonProblem, HessianProblem
 from soae_ext._hvp.jacobian import JacobianOperator, LossOfLogits
 from soae_ext._hvp.linearize import Linearization, double_backward, finite_difference, traced
 from soae_ext._hvp.loss_arguments import take
+from soae_ext._hvp.piecewise import is_piecewise_linear
 
 __all__ = [
     "METHODS",
@@ -37,6 +38,7 @@ __all__ = [
     "JacobianOperator",
     "gauss_newton_operator",
     "hessian_operator",
+    "is_piecewise_linear",
     "jacobian_operator",
 ]
 

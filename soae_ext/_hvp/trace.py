@@ -11,7 +11,8 @@ shapes that depend on values, random numbers, writes to tensors from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,13 @@ class _OperatorGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no 
         return result
 
 
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Raises `Untraceable` where what runs inside could not be recorded as a graph."""
+    with _ReadGuard(), _OperatorGuard():
+        yield
+
+
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
@@ -126,7 +134,7 @@ def compile_product(
         raise Untraceable(f"this version of torch has no make_fx ({error})") from error
 
     def full(x: Tensor, v: Tensor, *leaves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with _ReadGuard(), _OperatorGuard(), differentiable(x.device):
+        with guarded(), differentiable(x.device):
             losses, slope, product = problem.expand(x.detach().requires_grad_(), *rebuild(leaves))
             return losses.detach(), slope.detach(), product(v)
 

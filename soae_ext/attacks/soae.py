@@ -17,49 +17,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..gmres import Workspace
-from ..hvp import HessianOperator, JacobianOperator, hessian_operator, jacobian_operator
+from ..hvp import HessianOperator, JacobianOperator, hessian_operator, is_piecewise_linear, jacobian_operator
 from ..krylov import Arnoldi, arnoldi
 from .base import Attack
 from .checks import check_choice, check_count, check_positive
 from .directions import damped, largest_curvature, maximize_in_ball, maximize_in_box
 from .geometry import per_sample, random_perturbation, steepest_step, unit
 from .losses import LossName, Objective
+from .plan import DEFAULT_GRADIENTS, Plan, Schedule, SecondOrderSteps, count_steps
 from .systems import solve_to_residual, solve_to_subdiagonal
 from .task import Task
 
 __all__ = ["SOAE"]
 
 Direction = Literal["ascent", "paper", "auto", "damped", "trust-region", "frank-wolfe", "power"]
-Schedule = Literal["linear", "constant"]
 Normalize = Literal["sign", "identity", "L2", "Linf"]
 ThresholdOn = Literal["residual", "subdiagonal"]
-Product = Literal["traced", "double-backward", "finite-difference", "jacobian"]
+Product = Literal["traced", "double-backward", "finite-difference", "jacobian", "auto"]
 Start = Literal["zero", "random"]
 
 # Gradients that one Hessian-vector product costs.
-_PRODUCT_COST = {"traced": 2, "double-backward": 2, "finite-difference": 1, "jacobian": 0}
+_PRODUCT_COST = {"traced": 2, "double-backward": 2, "finite-difference": 1, "jacobian": 0, "auto": 2}
 # Directions that solve a system, to a threshold.
 _SOLVES = ("ascent", "auto", "paper")
-# The default budget; it is cut into runs of about so many gradients, and into so many runs at most.
-_GRADIENTS, _RUN, _MOST_RUNS = 100, 20, 20
-
-
-class Plan(NamedTuple):
-    """What an attack will do, once everything left open is decided."""
-
-    restarts: int
-    steps: int
-    second_order_steps: int
-    random_start: bool
-    rotate_loss: bool
-    schedule: Schedule
-    max_dim: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,9 @@ class SOAE(Attack):
         inner_steps: iterations of `"frank-wolfe"` on the model; they cost no products.
         hvp: `"traced"` or `"double-backward"` (exact, 2 gradients each), `"finite-difference"` (1 gradient each), or
             `"jacobian"`: the gradients of all logits, C - 1 for each step with `classes` C, and products for nothing.
-            Those are of the Gauss-Newton matrix, which on a ReLU network is H.
+            Those are of the Gauss-Newton matrix, which on a ReLU network is H. `"auto"` is `"jacobian"` where it costs
+            less and the network is seen to be piecewise linear, for which the first image is passed once more, and
+            `"traced"` elsewhere; a budget is cut as for `"traced"`.
         classes: C, for the cost of `"jacobian"` alone.
         fd_step: length of the finite-difference step in pixel units; `None` is 1e-3 * sqrt(n / 784).
         delta0: start of each solve of `"ascent"`, `"auto"` and `"paper"`, `"zero"` or `"random"`: uniform in the ball
@@ -128,7 +116,7 @@ class SOAE(Attack):
     direction: Direction = "ascent"
     normalize: Normalize = "sign"
     random_start: bool | None = None
-    second_order_steps: int | Literal["all"] | None = None
+    second_order_steps: SecondOrderSteps | None = None
     schedule: Schedule | None = None
     rotate_loss: bool | None = None
     max_dim: int | None = None
@@ -184,7 +172,7 @@ class SOAE(Attack):
         """Gradients that each image may cost; `None` where `steps` decides."""
         if self.steps:
             return None
-        return _GRADIENTS if self.gradients is None else self.gradients
+        return DEFAULT_GRADIENTS if self.gradients is None else self.gradients
 
     @property
     def step_cost(self) -> int:
@@ -198,9 +186,6 @@ class SOAE(Attack):
     def plan(self) -> Plan:
         """What the attack will do: as the options say, or what fits into the budget.
 
-        With a budget, runs are about 20 gradients long, and longer where there would be more than 20 of them: fresh
-        starts and the other loss find more than longer runs do (docs/results).
-
         Raises:
             ValueError: the budget does not pay for the second-order steps that were asked for.
         """
@@ -210,7 +195,7 @@ class SOAE(Attack):
         if second is None:
             second = 1 if few else "all"
         max_dim = self.max_dim or (5 if plain else 2)
-        restarts, steps, count = self._counts(second, max_dim)
+        restarts, steps, count = count_steps(self.budget, self.restarts, self.steps, second, self._step_cost(max_dim))
         return Plan(
             restarts=restarts,
             steps=steps,
@@ -220,27 +205,6 @@ class SOAE(Attack):
             schedule=self.schedule or ("constant" if plain else "linear"),
             max_dim=max_dim,
         )
-
-    def _counts(self, second: int | Literal["all"], max_dim: int) -> tuple[int, int, int]:
-        """Restarts, steps of each, and second-order steps in all."""
-        budget = self.budget
-        if budget is None:
-            total = self.restarts * self.steps
-            return self.restarts, self.steps, total if second == "all" else min(second, total)
-        extra = self._step_cost(max_dim) - 1
-        restarts = max(1, min(_MOST_RUNS, round(budget / _RUN)))
-        if second == "all":
-            restarts = max(1, min(restarts, budget // (1 + extra)))
-            steps = budget // restarts // (1 + extra)
-            second = restarts * steps
-        else:
-            steps = (budget - second * extra) // restarts
-        if steps < 1 or second > restarts * steps:
-            raise ValueError(
-                f"gradients: {budget} are too few for second-order steps of {1 + extra} gradients each; raise it, or "
-                "lower max_dim or second_order_steps"
-            )
-        return restarts, steps, second
 
     def _step_cost(self, max_dim: int) -> int:
         """Gradients that a second-order step costs at most: at the point, and for products with H."""
@@ -259,13 +223,24 @@ class SOAE(Attack):
     def _bytes_per_image(self, gradient: int, image: int) -> int:
         # An exact product keeps the graph of the gradient besides that of the loss; a Krylov basis is built in scratch
         # memory and copied out of it.
-        graphs = 2 if self.hvp in ("traced", "double-backward") else 1
+        graphs = 2 if _PRODUCT_COST[self.hvp] == 2 else 1
         vectors = 2 * (self.plan().max_dim + 1) + 2 * (self.classes or 0)
         return super()._bytes_per_image(graphs * gradient, image) + vectors * image
 
     def _run(self, task: Task) -> Tensor:
         plan = self.plan()
         task.limit = self.budget
+        if self.hvp != "auto":
+            return self._follow(plan, task)
+        classes = task.logits.shape[1]
+        if not plan.second_order_steps or self._step_cost(plan.max_dim) <= classes - 1:
+            return replace(self, hvp="traced")._follow(plan, task)
+        task.forward_calls[:1] += 1
+        if is_piecewise_linear(task.objective.model, task.x):
+            return replace(self, hvp="jacobian", classes=classes)._follow(plan, task)
+        return replace(self, hvp="traced")._follow(plan, task)
+
+    def _follow(self, plan: Plan, task: Task) -> Tensor:
         dims = torch.zeros(len(task.x), plan.restarts, plan.steps, dtype=torch.int64, device=task.x.device)
         workspace = Workspace()
         for restart in range(plan.restarts):
