@@ -47,9 +47,9 @@ class Shape:
         return f"B={self.batch} n={self.n} k={self.k}"
 
 
-CPU_STEPS = [Shape(64, 3072, k) for k in (20, 40, 60)] + [
-    Shape(1, 784, 20), Shape(16, 784, 20), Shape(128, 784, 60), Shape(1, 3072, 20), Shape(4, 150528, 20),
-    Shape(1, 150528, 60),
+CPU_STEPS = [Shape(64, 3072, k) for k in (20, 40, 60, 100)] + [
+    Shape(1, 784, 20), Shape(8, 784, 20), Shape(16, 784, 20), Shape(128, 784, 60), Shape(1, 3072, 20),
+    Shape(128, 3072, 60), Shape(4, 150528, 20), Shape(4, 150528, 60), Shape(16, 150528, 20), Shape(1, 150528, 60),
 ]  # fmt: skip
 CPU_QUICK = [Shape(64, 3072, 20), Shape(64, 3072, 60), Shape(16, 784, 20), Shape(1, 150528, 20)]
 GPU_STEPS = [Shape(b, n, k) for n in (784, 3072) for b in (1, 16, 128, 1024) for k in (5, 20, 100)] + [
