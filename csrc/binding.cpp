@@ -126,6 +126,15 @@ void add_solve(py::module_& m) {
 void add_matvec(py::module_ m) {
   using Address = std::uintptr_t;
   m.def(
+      "dense_cycle",
+      [](const Solve& solve, Address matrices, Address out, std::int64_t row_stride, std::int64_t matrix_stride) {
+        return soae::cpu::dense_cycle(
+            solve, {solve.batch, solve.n, row_stride, matrix_stride, solve.dtype, solve.threads,
+                    pointer<void>(matrices), solve.direction, pointer<void>(out)});
+      },
+      py::arg("solve"), py::arg("matrices"), py::arg("out"), py::arg("row_stride"), py::arg("matrix_stride"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
       "matvec",
       [](Address matrices, Address v, Address out, std::int64_t batch, std::int64_t n, std::int64_t row_stride,
          std::int64_t matrix_stride, std::int32_t dtype, std::int32_t threads) {

@@ -41,6 +41,7 @@ class Launchers(Protocol):
     def close(self, solve: Solve, ax: int, stop: bool, stream: int) -> None: ...
 
 class CpuLaunchers(Launchers, Protocol):
+    def dense_cycle(self, solve: Solve, matrices: int, out: int, row_stride: int, matrix_stride: int) -> int: ...
     def matvec(
         self,
         matrices: int,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from soae_ext._solver.caller import GMRES, Caller
-from soae_ext._solver.driver import Problem
+from soae_ext._solver.driver import Engine, Problem
 from soae_ext._solver.operators import Dense, Operator
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
@@ -78,8 +78,10 @@ def with_native_products(problem: Problem, backend: str) -> Problem:
     """The problem with kernels in place of torch for products with a dense matrix per system, where there are any."""
     if backend != "cpu":
         return problem
+    A = _native_product(problem.A, problem.b)
     M = None if problem.M is None else _native_product(problem.M, problem.b)
-    return replace(problem, A=_native_product(problem.A, problem.b), M=M)
+    alone = M is None and problem.callback is None
+    return replace(problem, A=A, M=M, sweep=A.cycle if alone and isinstance(A, _DenseProduct) else None)
 
 
 def _native_product(operator: Operator, b: Tensor) -> Operator:
@@ -109,6 +111,15 @@ class _DenseProduct:
             matrix.stride(1), matrix.stride(0), _DTYPES[out.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+    def cycle(self, engine: Engine) -> int:
+        """All steps of a cycle in one native call; how many they were."""
+        assert isinstance(engine, NativeEngine)
+        matrix = self.matrix
+        taken: int = engine.launch.dense_cycle(
+            engine.solve, matrix.data_ptr(), self.out.data_ptr(), matrix.stride(1), matrix.stride(0)
+        )
+        return taken
 
 
 class NativeEngine:

@@ -109,3 +109,29 @@ def test_one_system_with_a_shared_matrix_uses_it_and_the_reference_does_not(call
     calls.clear()
     assert gmres(A, b, restart=40, backend="reference").converged.all()
     assert not calls
+
+
+@pytest.mark.parametrize("options", [{}, {"restart": 7}, {"max_iters": 3}, {"orthogonalization": "cgs2"}, {"x0": True}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cycle_in_one_call_is_bitwise_the_same_steps_one_by_one(dtype, options):
+    A, b = problem(batch=6, dtype=dtype)
+    A[2] = torch.eye(40, dtype=dtype)  # ends after one step
+    A[4, 3, 3] = torch.nan
+    options = {"restart": 20, "rtol": 1e-5, "history": True} | options
+    if options.pop("x0", None):
+        options["x0"] = torch.ones_like(b)
+    together = gmres(A, b, **options)
+    apart = gmres(lambda v: product(A, v.contiguous()), b, **options)
+    for field in ("x", "status", "iterations", "residual_norm", "residual_history"):
+        torch.testing.assert_close(getattr(together, field), getattr(apart, field), rtol=0, atol=0, equal_nan=True)
+    assert together.operator_calls == apart.operator_calls
+
+
+def test_a_cycle_in_one_call_asks_for_products_only_at_the_ends_of_cycles(calls):
+    A, b = problem()
+    result = gmres(A, b, rtol=1e-12, restart=8)
+    assert result.converged.all()
+    assert len(calls) < result.operator_calls / 4
+    calls.clear()
+    watched = gmres(A, b, rtol=1e-12, restart=8, callback=lambda **state: False)
+    assert len(calls) == watched.operator_calls == result.operator_calls

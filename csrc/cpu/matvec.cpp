@@ -52,4 +52,14 @@ void matvec(const Matvec& p) {
   }
 }
 
+int32_t dense_cycle(const Solve& solve, const Matvec& product) {
+  const int32_t steps = static_cast<int32_t>(solve.restart);
+  for (int32_t j = 0; j < steps; ++j) {
+    matvec(product);
+    step(solve, j, product.out, nullptr);
+    if (solve.active[j + 1] == 0) return j + 1;
+  }
+  return steps;
+}
+
 }  // namespace soae::cpu

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "gmres.h"
+
 namespace soae::cpu {
 
 // out_i = A_i v_i for `batch` matrices of n rows and n columns, whose rows are contiguous.
@@ -19,5 +21,8 @@ struct Matvec {
 };
 
 void matvec(const Matvec& p);
+
+// All steps of a cycle whose operator these matrices are: v is the solve's direction. Returns how many were taken.
+int32_t dense_cycle(const Solve& solve, const Matvec& product);
 
 }  // namespace soae::cpu

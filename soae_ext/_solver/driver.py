@@ -24,7 +24,8 @@ Callback = Callable[..., Any]
 class Problem:
     """One validated solve. `rtol`, `atol`: float or `(B,)` float64; `restart` is clamped to n already.
 
-    With `keeps_hessenberg` an Arnoldi decomposition instead, which needs no tolerance and no end of a cycle.
+    With `keeps_hessenberg` an Arnoldi decomposition instead, which needs no tolerance and no end of a cycle. `sweep`
+    takes all steps of a cycle at once, products included, and returns their number.
     """
 
     b: Tensor
@@ -42,6 +43,7 @@ class Problem:
     compact: bool
     workspace: Workspace
     keeps_hessenberg: bool = False
+    sweep: Callable[[Engine], int] | None = None
 
     @property
     def batch(self) -> int:
@@ -199,6 +201,11 @@ class _Loop:
     def sweep_until_idle(self) -> bool:
         """The Arnoldi steps of one cycle. Returns whether the callback asked to stop."""
         engine = self.engine
+        if self.problem.sweep is not None:
+            taken = self.problem.sweep(engine)
+            self.calls += taken
+            self.sweeps += taken
+            return False
         for j in range(self.problem.restart):
             if self.M:
                 z = self.M(engine.direction)
