@@ -213,6 +213,7 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
 #if defined(SOAE_SIMT)
   m.def("set_schedule", &soae::simt::set_schedule, py::arg("name"), py::arg("seed") = 0);
   m.def("set_multiprocessors", &soae::simt::set_multiprocessors, py::arg("count"));
+  m.def("set_largest_cluster", &soae::simt::set_largest_cluster, py::arg("blocks"));
   m.def("force_variant", &soae::simt::force_variant, py::arg("variant"));
   m.def("self_test", &soae::simt::self_test, py::arg("name"));
   m.def("basis_offset", &soae::simt::basis_offset, py::arg("solve"), py::arg("system"), py::arg("row"));

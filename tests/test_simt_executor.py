@@ -19,6 +19,23 @@ def test_a_correct_kernel_is_correct_under_every_schedule(simt, schedule, seed):
     assert simt.self_test("correct") == 0
 
 
+@pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_reductions_over_a_cluster_reach_every_thread_of_it(simt, schedule, seed, blocks):
+    simt.set_schedule(schedule, seed)
+    assert simt.self_test(f"cluster-{blocks}") == 0
+
+
+def test_a_cluster_that_the_gpu_does_not_run_is_refused(simt):
+    simt.set_largest_cluster(8)
+    try:
+        with pytest.raises(RuntimeError, match="whole clusters of a size that the GPU runs"):
+            simt.self_test("cluster-16")
+        assert simt.self_test("cluster-2") == 0
+    finally:
+        simt.set_largest_cluster(16)
+
+
 def test_a_missing_barrier_gives_different_results_under_different_schedules(simt):
     wrong = []
     for schedule, seed in SCHEDULES:

@@ -31,6 +31,83 @@ SOAE_DEVICE int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
 SOAE_DEVICE void block_barrier() { __syncthreads(); }
 SOAE_DEVICE void fence() { __threadfence(); }
 
+// ---- blocks of a cluster (sm_90 and later; elsewhere never called, and compiled to nothing)
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define SOAE_CLUSTERS 1
+#endif
+
+SOAE_DEVICE int cluster_rank() {
+  uint32_t rank = 0;
+#if defined(SOAE_CLUSTERS)
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+SOAE_DEVICE int cluster_size() {
+  uint32_t size = 1;
+#if defined(SOAE_CLUSTERS)
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return static_cast<int>(size);
+}
+// For all threads of the cluster; what they wrote before, all of them see afterwards.
+SOAE_DEVICE void cluster_barrier() {
+#if defined(SOAE_CLUSTERS)
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+SOAE_DEVICE uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
+
+// A mailbox is an mbarrier in shared memory. A phase ends when the one arrival was made and all bytes that it announced
+// have come. By one thread, and before a cluster_barrier:
+SOAE_DEVICE void open_mailbox(uint64_t* box) {
+#if defined(SOAE_CLUSTERS)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(box))
+               : "memory");
+#endif
+}
+// The arrival. By one thread.
+SOAE_DEVICE void expect_bytes(uint64_t* box, int bytes) {
+#if defined(SOAE_CLUSTERS)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Returns when the phase of this parity has ended; what was sent is there.
+SOAE_DEVICE void wait_for(const uint64_t* box, int parity) {
+#if defined(SOAE_CLUSTERS)
+  uint32_t ended = 0;
+  while (ended == 0) {
+    asm volatile(
+        "{\n"
+        "  .reg .pred p;\n"
+        "  mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "  selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(shared_address(box)), "r"(parity)
+        : "memory");
+  }
+#endif
+}
+// Puts `value` into `slot` of the block `rank`, and 8 bytes to the account of its mailbox `box`; both addresses are those
+// in this block.
+SOAE_DEVICE void send(double value, double* slot, uint64_t* box, int rank) {
+#if defined(SOAE_CLUSTERS)
+  asm volatile(
+      "{\n"
+      "  .reg .b32 slot, box;\n"
+      "  mapa.shared::cluster.u32 slot, %0, %2;\n"
+      "  mapa.shared::cluster.u32 box, %1, %2;\n"
+      "  st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [slot], %3, [box];\n"
+      "}" ::"r"(shared_address(slot)),
+      "r"(shared_address(box)), "r"(rank), "l"(__double_as_longlong(value))
+      : "memory");
+#endif
+}
+
 // Called by whole warps only.
 template <typename T>
 SOAE_DEVICE T shuffle(T value, int lane) {
@@ -103,6 +180,7 @@ SOAE_DEVICE double load_coherent(const double* at) { return __ldcg(at); }
 
 [[noreturn]] void fail(cudaError_t error, const char* call, const char* file, int line);
 int multiprocessors(int device);  // cached
+int largest_cluster(int device);  // blocks, cached; 0 where there are no clusters
 int runtime_version();
 int driver_version();
 // Lets a kernel use more dynamic shared memory than every GPU grants unasked.
@@ -128,18 +206,38 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Clusters of `blocks` blocks each.
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), int64_t blocks, int threads, std::size_t shared, void* stream,
-            const Args&... args) {
+void launch_clusters(void (*kernel)(Params...), int64_t clusters, int blocks, int threads, std::size_t shared,
+                     void* stream, const Args&... args) {
   constexpr std::size_t kSharedUnasked = 48 * 1024;
-  if (shared > kSharedUnasked) allow_shared(reinterpret_cast<const void*>(kernel), shared);
-  if (blocks > INT32_MAX) throw std::runtime_error("soae_ext: too many systems for one launch: split the batch");
+  constexpr int kPortableCluster = 8;
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  if (shared > kSharedUnasked) allow_shared(function, shared);
+  if (blocks > kPortableCluster) {
+    SOAE_CUDA_CHECK(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  if (clusters * blocks > INT32_MAX) {
+    throw std::runtime_error("soae_ext: too many systems for one launch: split the batch");
+  }
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(static_cast<unsigned>(clusters * blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = blocks > 1 ? 1 : 0;
   SOAE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+}
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), int64_t blocks, int threads, std::size_t shared, void* stream,
+            const Args&... args) {
+  launch_clusters(kernel, blocks, 1, threads, shared, stream, args...);
 }
 
 }  // namespace soae::cuda

@@ -52,6 +52,48 @@ int multiprocessors(int device) {
   return count.load(std::memory_order_relaxed);
 }
 
+namespace {
+
+__global__ void nothing() {}
+
+// Whether a cluster of so many blocks, one to a multiprocessor, fits this GPU.
+bool runs_cluster(int blocks) {
+  SOAE_CUDA_CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(1024);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int most = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, nothing, &config);
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error == cudaSuccess && most > 0;
+}
+
+int find_largest_cluster(int device) {
+  if (attribute(cudaDevAttrClusterLaunch, device) == 0) return 0;
+  for (const int blocks : {16, 8, 4, 2}) {
+    if (runs_cluster(blocks)) return blocks;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int largest_cluster(int device) {
+  static std::array<std::atomic<int>, 64> known{};  // 1 more than it is
+  if (device < 0 || device >= static_cast<int>(known.size())) return find_largest_cluster(device);
+  std::atomic<int>& blocks = known[static_cast<std::size_t>(device)];
+  if (blocks.load(std::memory_order_relaxed) == 0) {
+    blocks.store(find_largest_cluster(device) + 1, std::memory_order_relaxed);
+  }
+  return blocks.load(std::memory_order_relaxed) - 1;
+}
+
 int runtime_version() {
   int version = 0;
   SOAE_CUDA_CHECK(cudaRuntimeGetVersion(&version));

@@ -28,6 +28,19 @@ inline void block_barrier(const char* file = __builtin_FILE(), int line = __buil
 }
 inline void fence() {}
 
+inline int cluster_rank() { return simt::position().rank; }
+inline int cluster_size() { return simt::position().cluster; }
+inline void cluster_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::cluster_barrier(file, line);
+}
+inline void open_mailbox(std::uint64_t* box) { simt::open_mailbox(box); }
+inline void expect_bytes(std::uint64_t* box, int bytes) { simt::expect_bytes(box, bytes); }
+inline void wait_for(const std::uint64_t* box, int parity) { simt::wait_for(box, parity); }
+inline void send(double value, double* slot, std::uint64_t* box, int rank) {
+  *static_cast<double*>(simt::remote(slot, rank)) = value;
+  simt::deliver(static_cast<std::uint64_t*>(simt::remote(box, rank)), sizeof(double));
+}
+
 template <typename T>
 T shuffle(T value, int lane) {
   static_assert(sizeof(T) <= sizeof(std::uint64_t), "a shuffle moves at most 8 bytes");
@@ -81,15 +94,22 @@ inline double load_coherent(const double* at) { return *at; }
 // ---- host -----------------------------------------------------------------------------------------------------------
 
 inline int multiprocessors(int) { return simt::multiprocessors(); }
+inline int largest_cluster(int) { return simt::largest_cluster(); }
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), std::int64_t blocks, int threads, std::size_t shared, void*,
+void launch_clusters(void (*kernel)(Params...), std::int64_t clusters, int blocks, int threads, std::size_t shared, void*,
+                     const Args&... args) {
+  simt::launch([&] { kernel(static_cast<Params>(args)...); }, clusters * blocks, threads, shared, blocks);
+}
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), std::int64_t blocks, int threads, std::size_t shared, void* stream,
             const Args&... args) {
-  simt::launch([&] { kernel(static_cast<Params>(args)...); }, blocks, threads, shared);
+  launch_clusters(kernel, blocks, 1, threads, shared, stream, args...);
 }
 
 }  // namespace soae::cuda

@@ -2,6 +2,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../cuda/cluster_reduce.cuh"
 #include "../cuda/port.h"
 #include "../cuda/rows.cuh"
 
@@ -31,6 +32,36 @@ void rotate(Defect defect, int32_t* out) {
   if (defect == Defect::kUnaligned) load_chunk(reinterpret_cast<const float*>(shared + 1));
 }
 
+// Every thread's results of reductions in turns over a cluster, `rounds` of each.
+void reduce_in_cluster(int rounds, double* out) {
+  constexpr int kRows = 4;
+  ClusterReduce<2 * kWarp, kRows> reduce(dynamic_shared<double>());
+  const int64_t at = block_index() * thread_count() + thread_index();
+  const int me = cluster_rank() * thread_count() + thread_index();
+  double total = 0.0;
+  for (int i = 1; i <= rounds; ++i) {
+    double rows[kRows];
+    for (int r = 0; r < kRows; ++r) rows[r] = (r + 1) * me * i;
+    reduce.sum_rows(rows);
+    for (int r = 0; r < kRows; ++r) total += (r + 1) * rows[r];
+    total += reduce.sum(me * i) + reduce.max(me * i);
+  }
+  out[at] = total;
+}
+
+int self_test_of_clusters(int blocks) {
+  constexpr int kThreads = 2 * kWarp, kClusters = 3, kRounds = 5;
+  constexpr std::size_t kShared = ClusterReduce<kThreads, 4>::kDoubles * sizeof(double);
+  const int members = blocks * kThreads;
+  std::vector<double> out(static_cast<std::size_t>(kClusters * members), -1.0);
+  cuda::launch_clusters(reduce_in_cluster, kClusters, blocks, kThreads, kShared, nullptr, kRounds, out.data());
+  const double sum = 0.5 * members * (members - 1);
+  const double expected = (kRounds * (kRounds + 1) / 2) * ((1 + 4 + 9 + 16) * sum + sum + members - 1);
+  int wrong = 0;
+  for (const double value : out) wrong += value != expected;
+  return wrong;
+}
+
 Defect defect_of(const std::string& name) {
   if (name == "correct") return Defect::kNone;
   if (name == "missing-barrier") return Defect::kMissingBarrier;
@@ -44,6 +75,8 @@ Defect defect_of(const std::string& name) {
 }  // namespace
 
 int self_test(const std::string& name) {
+  if (name == "cluster-2") return self_test_of_clusters(2);
+  if (name == "cluster-16") return self_test_of_clusters(16);
   constexpr int kThreads = 2 * kWarp;
   std::vector<int32_t> out(kThreads);
   cuda::launch(rotate, 1, kThreads, kThreads * sizeof(int32_t), nullptr, defect_of(name), out.data());

@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -23,14 +24,22 @@ namespace {
 
 constexpr std::size_t kStackBytes = 256 * 1024;
 
-enum class Wait { kNone, kWarp, kBlock, kDone };
+enum class Wait { kNone, kWarp, kBlock, kCluster, kMail, kDone };
 
 struct Site {
   const char* file = nullptr;
   int line = 0;
 };
 
-// A thread of the running block. Its stack and its context outlive the block: the next block's thread continues them.
+// A mailbox's 8 bytes.
+struct Mailbox {
+  std::int32_t missing;  // bytes
+  std::int16_t arrivals;
+  std::int16_t phase;    // of 0 and 1, the one that is running
+};
+static_assert(sizeof(Mailbox) == sizeof(std::uint64_t), "as large as an mbarrier");
+
+// A thread of the running cluster. Its stack and its context outlive the cluster: the next one's thread continues them.
 struct Fiber {
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   ucontext_t start;
@@ -38,6 +47,8 @@ struct Fiber {
   bool started = false;
   Wait wait = Wait::kDone;
   Site site;
+  const std::uint64_t* box = nullptr;  // waited for, until the phase is no longer `running_phase`
+  int running_phase = 0;
   std::uint64_t mailbox[2] = {};
   int parity = 0;  // of the mailbox: a lane that is one shuffle ahead must not overwrite what others still read
   void* fake_stack = nullptr;
@@ -50,9 +61,11 @@ struct Machine {
   std::mt19937_64 random;
   int multiprocessors = 132;
   int forced_variant = -1;
+  int largest_cluster = 16;
 
   std::mutex mutex;
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<std::unique_ptr<Fiber>> fibers;        // of a cluster: those of its first block, of its second, ...
+  std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block of the cluster
   Position position{};
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
@@ -142,13 +155,13 @@ void release_warp(int first) {
   for (int i = first; i < first + kWarp; ++i) fiber(i).wait = Wait::kNone;
 }
 
-// Releases the block if all of its threads that have not returned wait at one barrier.
-bool release_block(int threads) {
+// Releases the threads first .. first + count - 1 if all of them that have not returned wait at one barrier of a kind.
+bool release(Wait kind, int first, int count) {
   const Site* site = nullptr;
-  for (int i = 0; i < threads; ++i) {
+  for (int i = first; i < first + count; ++i) {
     const Fiber& f = fiber(i);
     if (f.wait == Wait::kDone) continue;
-    if (f.wait != Wait::kBlock) return false;
+    if (f.wait != kind) return false;
     if (site == nullptr) site = &f.site;
     if (f.site.line != site->line || std::string(f.site.file) != site->file) {
       throw std::runtime_error("divergent barrier: threads of a block wait at " + place(*site) + " and at " +
@@ -156,22 +169,48 @@ bool release_block(int threads) {
     }
   }
   if (site == nullptr) return false;
-  for (int i = 0; i < threads; ++i) {
+  for (int i = first; i < first + count; ++i) {
     Fiber& f = fiber(i);
-    if (f.wait == Wait::kBlock) f.wait = Wait::kNone;
+    if (f.wait == kind) f.wait = Wait::kNone;
   }
   return true;
 }
 
+Mailbox read(const std::uint64_t* box) {
+  Mailbox m;
+  std::memcpy(&m, box, sizeof m);
+  return m;
+}
+
+// A phase that is complete gives way to the next.
+void write(std::uint64_t* box, Mailbox m) {
+  if (m.arrivals == 1 && m.missing == 0) m = {0, 0, static_cast<std::int16_t>(1 - m.phase)};
+  std::memcpy(box, &m, sizeof m);
+}
+
+// Lets the threads go on whose mailbox is full.
+bool release_mail(int threads) {
+  bool any = false;
+  for (int i = 0; i < threads; ++i) {
+    Fiber& f = fiber(i);
+    if (f.wait != Wait::kMail || read(f.box).phase == f.running_phase) continue;
+    f.wait = Wait::kNone;
+    any = true;
+  }
+  return any;
+}
+
 // Runs each thread of a group, a warp where the schedule keeps warps together, to its next barrier or shuffle. Called
 // until none of them can run: a warp gets as far ahead of the others as the barriers let it.
-bool run_group(std::vector<int>::const_iterator group, std::int64_t block, int threads, unsigned char* shared) {
+bool run_group(std::vector<int>::const_iterator group, std::int64_t first_block, int threads, int cluster) {
   bool ran = false;
   for (auto i = group; i != group + kWarp; ++i) {
     Fiber& f = fiber(*i);
     if (f.wait != Wait::kNone) continue;
     ran = true;
-    machine.position = {block, *i, threads, shared};
+    const int rank = *i / threads;
+    unsigned char* const shared = machine.shared[static_cast<std::size_t>(rank)].get();
+    machine.position = {first_block + rank, *i % threads, threads, rank, cluster, shared};
     resume(f);
     if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
     if (f.wait == Wait::kWarp) release_warp(*i / kWarp * kWarp);
@@ -179,23 +218,33 @@ bool run_group(std::vector<int>::const_iterator group, std::int64_t block, int t
   return ran;
 }
 
-void run_block(std::int64_t block, int threads, std::size_t shared) {
-  const std::unique_ptr<unsigned char[]> buffer(new unsigned char[shared]);
-  std::fill_n(buffer.get(), shared, static_cast<unsigned char>(0xff));
-  for (int i = 0; i < threads; ++i) {
+// Lets those threads go on that have all arrived where they wait for each other.
+bool release_any(int threads, int cluster) {
+  bool any = release_mail(threads * cluster);
+  for (int rank = 0; rank < cluster; ++rank) any = release(Wait::kBlock, rank * threads, threads) || any;
+  return any || release(Wait::kCluster, 0, threads * cluster);
+}
+
+void run_cluster(std::int64_t first_block, int threads, std::size_t shared, int cluster) {
+  machine.shared.clear();
+  for (int rank = 0; rank < cluster; ++rank) {
+    machine.shared.emplace_back(new unsigned char[shared]);
+    std::fill_n(machine.shared.back().get(), shared, static_cast<unsigned char>(0xff));
+  }
+  for (int i = 0; i < threads * cluster; ++i) {
     Fiber& f = fiber(i);
     f.wait = Wait::kNone;
     f.parity = 0;
   }
-  const std::vector<int> order = scheduled(threads);
+  const std::vector<int> order = scheduled(threads * cluster);
   for (;;) {
     bool ran = false, alive = false;
     for (auto group = order.begin(); group != order.end(); group += kWarp) {
-      while (run_group(group, block, threads, buffer.get())) ran = true;
+      while (run_group(group, first_block, threads, cluster)) ran = true;
       for (auto i = group; i != group + kWarp; ++i) alive = alive || fiber(*i).wait != Wait::kDone;
     }
     if (!alive) return;
-    if (!ran && !release_block(threads)) {
+    if (!ran && !release_any(threads, cluster)) {
       throw std::runtime_error("deadlock: threads of a block wait at barriers that the others never reach");
     }
   }
@@ -222,17 +271,23 @@ int multiprocessors() { return machine.multiprocessors; }
 void force_variant(int variant) { machine.forced_variant = variant; }
 int forced_variant() { return machine.forced_variant; }
 
-void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared) {
+void set_largest_cluster(int blocks) { machine.largest_cluster = blocks; }
+int largest_cluster() { return machine.largest_cluster; }
+
+void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared, int cluster) {
   if (blocks <= 0 || threads <= 0 || threads % kWarp != 0) {
     throw std::runtime_error("launch: blocks and threads must be positive, threads a multiple of the warp");
   }
+  if (cluster < 1 || blocks % cluster != 0 || cluster > std::max(1, machine.largest_cluster)) {
+    throw std::runtime_error("launch: the blocks must be whole clusters of a size that the GPU runs");
+  }
   const std::lock_guard<std::mutex> lock(machine.mutex);
-  while (machine.fibers.size() < static_cast<std::size_t>(threads)) {
+  while (machine.fibers.size() < static_cast<std::size_t>(threads) * static_cast<std::size_t>(cluster)) {
     machine.fibers.push_back(std::make_unique<Fiber>());
   }
   machine.body = &thread;
   try {
-    for (const std::int64_t block : scheduled(blocks)) run_block(block, threads, shared);
+    for (const std::int64_t c : scheduled(blocks / cluster)) run_cluster(c * cluster, threads, shared, cluster);
   } catch (...) {
     machine.fibers.clear();  // some are stuck in the middle of a kernel
     throw;
@@ -248,9 +303,44 @@ void barrier(const char* file, int line) {
   yield();
 }
 
+void cluster_barrier(const char* file, int line) {
+  Fiber& f = *machine.current;
+  f.site = {file, line};
+  f.wait = Wait::kCluster;
+  yield();
+}
+
+void* remote(void* at, int rank) {
+  return machine.shared[static_cast<std::size_t>(rank)].get() + (static_cast<unsigned char*>(at) - machine.position.shared);
+}
+
+void open_mailbox(std::uint64_t* box) { write(box, {0, 0, 0}); }
+
+void expect_bytes(std::uint64_t* box, int bytes) {
+  Mailbox m = read(box);
+  m.missing += bytes;
+  ++m.arrivals;
+  write(box, m);
+}
+
+void deliver(std::uint64_t* box, int bytes) {
+  Mailbox m = read(box);
+  m.missing -= bytes;
+  write(box, m);
+}
+
+void wait_for(const std::uint64_t* box, int parity) {
+  if (read(box).phase != parity) return;
+  Fiber& f = *machine.current;
+  f.box = box;
+  f.running_phase = parity;
+  f.wait = Wait::kMail;
+  yield();
+}
+
 std::uint64_t exchange(std::uint64_t value, int lane) {
   Fiber& f = *machine.current;
-  const int first = machine.position.thread / kWarp * kWarp;
+  const int first = machine.position.rank * machine.position.threads + machine.position.thread / kWarp * kWarp;
   const int parity = f.parity;
   f.parity = 1 - parity;
   f.mailbox[parity] = value;

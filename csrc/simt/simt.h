@@ -1,7 +1,7 @@
 // Executes CUDA kernels on the CPU, thread by thread: every CUDA thread is a fiber that runs until it meets a barrier
 // or a shuffle. For tests only. The blocks of a launch run one after another, their threads in the order of the
-// schedule, so that a missing barrier gives results that differ between schedules. A barrier that not all threads
-// reach is a std::runtime_error. Shared memory is an allocation of the exact size, filled with 0xFF bytes (NaN) before
+// schedule, so that a missing barrier gives results that differ between schedules; the blocks of a cluster run side by
+// side. A barrier that not all threads reach is a std::runtime_error. Shared memory is an allocation of the exact size, filled with 0xFF bytes (NaN) before
 // each block, so that AddressSanitizer sees an access beyond it, and a test the use of what was never written.
 #pragma once
 
@@ -28,8 +28,13 @@ int multiprocessors();
 void force_variant(int variant);
 int forced_variant();
 
-// Runs one thread of every block, `threads` per block, with `shared` bytes of dynamic shared memory.
-void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared);
+// The largest cluster that the GPU is said to run; 0 is one without clusters.
+void set_largest_cluster(int blocks);
+int largest_cluster();
+
+// Runs one thread of every block, `threads` per block, with `shared` bytes of dynamic shared memory each, in clusters
+// of so many blocks.
+void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared, int cluster);
 
 // ---- called by the running thread -----------------------------------------------------------------------------------
 
@@ -37,6 +42,8 @@ struct Position {
   std::int64_t block;
   int thread;
   int threads;
+  int rank;     // of the block in its cluster
+  int cluster;  // blocks
   unsigned char* shared;
 };
 const Position& position();
@@ -44,11 +51,25 @@ const Position& position();
 // The line tells barriers apart: threads of a block that wait at different ones are an error.
 void barrier(const char* file, int line);
 
+// The same for all threads of a cluster.
+void cluster_barrier(const char* file, int line);
+
+// `at`, an address in this block's shared memory, in that of the block `rank` of the cluster.
+void* remote(void* at, int rank);
+
+// A mailbox in shared memory, as an mbarrier is: a phase ends when the one arrival was made and all bytes that it
+// announced have come. wait_for returns when the phase of this parity has ended.
+void open_mailbox(std::uint64_t* box);
+void expect_bytes(std::uint64_t* box, int bytes);
+void deliver(std::uint64_t* box, int bytes);
+void wait_for(const std::uint64_t* box, int parity);
+
 // All lanes of the warp leave 8 bytes; returns what `lane` left.
 std::uint64_t exchange(std::uint64_t value, int lane);
 
 // Runs a small kernel with a defect and returns how many of its results are wrong: "correct", "missing-barrier",
-// "divergent-barrier", "divergent-shuffle", "unaligned", "out-of-bounds".
+// "divergent-barrier", "divergent-shuffle", "unaligned", "out-of-bounds"; or reductions without one over clusters:
+// "cluster-2", "cluster-16".
 int self_test(const std::string& name);
 
 // Where the kernels look for row `row` of a system's basis, in elements.
