@@ -42,11 +42,7 @@ class ClusterReduce {
   // rows[r]: this thread's part of row r, then the cluster's total.
   template <typename T>
   SOAE_DEVICE void sum_rows(T (&rows)[kRows]) {
-    block_.sum_rows(rows);
-    T mine = rows[0];
-#pragma unroll
-    for (int r = 1; r < kRows; ++r) mine = thread_index() % kRows == r ? rows[r] : mine;
-    const double* half = trade<kRows>(static_cast<double>(mine));
+    const double* half = trade<kRows>(block_.total_of_lane(rows));
     const int lane = lane_index();
     double sum = 0.0;  // of row lane % kRows
 #pragma unroll
@@ -55,9 +51,7 @@ class ClusterReduce {
     }
 #pragma unroll
     for (int offset = kWarp / 2; offset >= kRows; offset /= 2) sum += shuffle_xor(sum, offset);
-    const T rounded = static_cast<T>(sum);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) rows[r] = shuffle(rounded, r);
+    Block::hand_out(sum, rows);
   }
 
  private:

@@ -71,20 +71,32 @@ class BlockReduce {
   // rows[r]: this thread's part of row r, then the block's total.
   template <typename T>
   SOAE_DEVICE void sum_rows(T (&rows)[kRows]) {
+    hand_out(total_of_lane(rows), rows);
+  }
+
+  // The block's total of row lane_index() % kRows; the rows are used up.
+  template <typename T>
+  SOAE_DEVICE double total_of_lane(T (&rows)[kRows]) {
     constexpr int kLanesPerRow = kWarp / kRows;
     const T total = warp_sum_rows(rows);
     double* partial = next_half();
     const int lane = lane_index();
     if (lane % kLanesPerRow == 0) partial[warp_index() * kRows + lane / kLanesPerRow] = static_cast<double>(total);
     block_barrier();
-    double sum = 0.0;  // of row lane % kRows
+    double sum = 0.0;
 #pragma unroll
     for (int i = 0; i < kWarps * kRows; i += kWarp) {
       if (i + lane < kWarps * kRows) sum += partial[i + lane];
     }
 #pragma unroll
     for (int offset = kWarp / 2; offset >= kRows; offset /= 2) sum += shuffle_xor(sum, offset);
-    const T rounded = static_cast<T>(sum);
+    return sum;
+  }
+
+  // rows[r] = what lane r holds.
+  template <typename T>
+  static SOAE_DEVICE void hand_out(double total, T (&rows)[kRows]) {
+    const T rounded = static_cast<T>(total);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) rows[r] = shuffle(rounded, r);
   }
