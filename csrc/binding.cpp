@@ -28,6 +28,8 @@ namespace soae::cuda {
 // Defined beside the launchers (csrc/cuda): what the driver and the runtime say, without creating a context.
 int runtime_version();
 int driver_version();
+void force_variant(int variant, int blocks);  // plan.h
+void describe_plan(const Solve& p, int& variant, int& blocks);
 }  // namespace soae::cuda
 #endif
 
@@ -207,6 +209,15 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
     using namespace soae::cuda;
     add_launchers(m.def_submodule("cuda"), {scratch_bytes, begin, step, finish, correct, close});
     m.attr("cuda").attr("runtime_version") = py::cpp_function(&runtime_version);
+    m.attr("cuda").attr("force_variant") =
+        py::cpp_function(&force_variant, py::arg("variant"), py::arg("blocks") = 0);
+    m.attr("cuda").attr("plan") = py::cpp_function(
+        [](const Solve& s) {
+          int variant = 0, blocks = 0;
+          describe_plan(s, variant, blocks);
+          return py::make_tuple(variant, blocks);
+        },
+        py::arg("solve"));
     m.attr("cuda").attr("driver_version") = py::cpp_function(&driver_version);
   }
 #endif
@@ -214,7 +225,6 @@ PYBIND11_MODULE(SOAE_MODULE, m) {
   m.def("set_schedule", &soae::simt::set_schedule, py::arg("name"), py::arg("seed") = 0);
   m.def("set_multiprocessors", &soae::simt::set_multiprocessors, py::arg("count"));
   m.def("set_largest_cluster", &soae::simt::set_largest_cluster, py::arg("blocks"));
-  m.def("force_variant", &soae::simt::force_variant, py::arg("variant"));
   m.def("self_test", &soae::simt::self_test, py::arg("name"));
   m.def("basis_offset", &soae::simt::basis_offset, py::arg("solve"), py::arg("system"), py::arg("row"));
 #endif

@@ -100,7 +100,7 @@ struct Solve {
   int64_t scratch_bytes(const Solve& solve);                                                                      \
   /* ax: A x0 (B, n), or null when x0 is zero; x holds x0 */                                                      \
   void begin(const Solve& solve, const void* ax, void* stream);                                                   \
-  /* w: A z_j (B, n), read only; may be the same memory as `direction` */                                         \
+  /* w: A z_j (B, n), read only; may be the same memory as `direction`. CUDA: j = -1 is each system's own next */ \
   void step(const Solve& solve, int32_t j, const void* w, void* stream);                                          \
   /* candidate = direction = x + V y; preconditioned: direction = V y alone, candidate untouched */               \
   void finish(const Solve& solve, bool preconditioned, void* stream);                                             \

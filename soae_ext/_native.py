@@ -20,6 +20,7 @@ _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _ORTHOGONALIZATIONS = {"mgs": 0, "cgs2": 1}
 _LINE = 128  # bytes: basis rows are padded to whole cache lines
+_ITS_OWN_STEP = -1  # a step's number, for kernels that are captured once: every system knows where it stands
 _LAG = 2  # how many steps late convergence is read on CUDA, so that the host never waits for the newest
 
 try:
@@ -140,6 +141,7 @@ class NativeEngine:
         self._allocate(module)
         self.stream = torch.cuda.current_stream(b.device).cuda_stream if b.is_cuda else 0
         self.poll = _Poll(self.active) if b.is_cuda else None
+        self.capturable_step: Callable[[Tensor], None] | None = self._capturable_step if backend != "cpu" else None
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return self.problem.workspace.take(name, shape, dtype, self.device)
@@ -227,7 +229,7 @@ class NativeEngine:
         self.active.zero_()
         address = 0 if ax is None else self._contiguous("w", ax).data_ptr()
         self.launch.begin(self.solve, address, self.stream)
-        self._post(0)
+        self.post(0)
 
     def _peak(self, name: str, v: Tensor) -> Tensor:
         out = self._take(name, (v.shape[0],), v.dtype)
@@ -240,7 +242,11 @@ class NativeEngine:
 
     def step(self, j: int, w: Tensor) -> None:
         self.launch.step(self.solve, j, self._contiguous("w", w).data_ptr(), self.stream)
-        self._post(j + 1)
+        self.post(j + 1)
+
+    def _capturable_step(self, w: Tensor) -> None:
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.poll else 0
+        self.launch.step(self.solve, _ITS_OWN_STEP, self._contiguous("w", w).data_ptr(), stream)
 
     def finish(self) -> None:
         preconditioned = self.problem.M is not None and self.images is None
@@ -252,9 +258,9 @@ class NativeEngine:
     def close(self, ax: Tensor, *, stop: bool) -> None:
         self.active.zero_()
         self.launch.close(self.solve, self._contiguous("w", ax).data_ptr(), stop, self.stream)
-        self._post(0)
+        self.post(0)
 
-    def _post(self, slot: int) -> None:
+    def post(self, slot: int) -> None:
         if self.poll:
             self.poll.post(slot)
 

@@ -12,6 +12,7 @@ Comput. 7 (1986), with the verdicts of `soae_ext.gmres.Status`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ def _scaled(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class ReferenceEngine:
     """See `soae_ext._solver.driver.Engine`."""
+
+    capturable_step: Callable[[Tensor], None] | None = None
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -254,6 +257,9 @@ class ReferenceEngine:
             upper, lower = self.rotations[:, j].clone(), self.rotations[:, j + 1].clone()
             self.rotations[:, j] = cosine[:, None] * upper + sine[:, None] * lower
             self.rotations[:, j + 1] = cosine[:, None] * lower - sine[:, None] * upper
+
+    def post(self, slot: int) -> None:
+        """Nothing is waited for here."""
 
     def idle(self, j: int, *, wait: bool) -> bool:
         return not bool((self.outcome == ACTIVE).any())

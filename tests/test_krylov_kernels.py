@@ -12,8 +12,8 @@ from tests import kernel_harness as kh
 from tests.cpu_harness import CpuSolve
 from tests.kernel_harness import KernelSolve, Problem
 
-SPLIT = 5
-CAPACITY = [64, 256, 768, 1536, 3072]  # of the block variants, in chunks of 16 bytes
+SPLIT = 7
+CAPACITY = [64, 256, 768, 1536, 3072, 1536, 5120]  # of the variants, the last two in clusters of two, in 16 bytes
 PIECE = 256  # of split-n
 SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
 
@@ -26,7 +26,7 @@ def plan(simt):
     yield simt
     torch.set_num_threads(threads)
     simt.set_schedule("in-order")
-    simt.force_variant(-1)
+    simt.cuda.force_variant(-1)
 
 
 @pytest.fixture(params=["cpu", *(f"block{i}" for i in range(SPLIT)), "split"])
@@ -38,7 +38,7 @@ def solve_of(request):
         return (lambda b, **options: CpuSolve(b, threads=2, **options)), 20011 * 4
     simt = request.getfixturevalue("plan")
     variant = SPLIT if request.param == "split" else int(request.param[-1])
-    simt.force_variant(variant)
+    simt.cuda.force_variant(variant)
     chunks = 2 * PIECE + 9 if variant == SPLIT else CAPACITY[variant]
     return (lambda b, **options: KernelSolve(simt, b, **options)), chunks * 16 - 4 * 8
 
@@ -72,7 +72,7 @@ def test_a_decomposition(solve_of, dtype):
 
 @pytest.mark.parametrize("variant", range(SPLIT + 1))
 def test_schedules_agree_bitwise(plan, dtype, variant):
-    plan.force_variant(variant)
+    plan.cuda.force_variant(variant)
     chunks = 2 * PIECE + 9 if variant == SPLIT else CAPACITY[variant]
     problem = Problem(2, chunks * 16 // dtype.itemsize - 5, dtype)
     found = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
@@ -11,8 +9,8 @@ import torch
 from tests import kernel_harness as kh
 from tests.kernel_harness import KernelSolve, Problem, check_arnoldi, least_squares_oracle
 
-SPLIT = 5
-CAPACITY = [64, 256, 768, 1536, 3072]  # of the block variants, in chunks of 16 bytes
+SPLIT = 7
+CAPACITY = [64, 256, 768, 1536, 3072, 1536, 5120]  # of the variants, the last two in clusters of two, in 16 bytes
 PIECE = 256  # of split-n
 SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
 
@@ -24,18 +22,18 @@ def _defaults_afterwards(simt):
     yield
     torch.set_num_threads(threads)
     simt.set_schedule("in-order")
-    simt.force_variant(-1)
+    simt.cuda.force_variant(-1)
 
 
 @pytest.fixture(params=range(SPLIT + 1), ids=[*(f"block{i}" for i in range(SPLIT)), "split"])
 def variant(simt, request):
-    simt.force_variant(request.param)
+    simt.cuda.force_variant(request.param)
     return request.param
 
 
 @pytest.fixture(params=[0, SPLIT], ids=["block", "split"])
 def family(simt, request):
-    simt.force_variant(request.param)
+    simt.cuda.force_variant(request.param)
     return request.param
 
 
@@ -97,7 +95,7 @@ def test_no_size_below_a_variants_capacity_is_special(simt, dtype):
     for n in range(1, 41):
         problem = Problem(2, n, dtype, seed=n)
         for variant in (0, SPLIT):
-            simt.force_variant(variant)
+            simt.cuda.force_variant(variant)
             s = KernelSolve(simt, problem.b, restart=min(n, 4), rtol=1e-4)
             result = s.run(problem)
             assert result.status == [kh.CONVERGED] * 2, n
@@ -140,7 +138,7 @@ def test_many_rows_cross_the_groups_of_32(simt, family, dtype, orthogonalization
 
 def test_more_pieces_than_a_warp_has_lanes(simt, dtype, orthogonalization):
     """The last pieces are the largest by 2^20: a wrong exponent of theirs would spoil every sum."""
-    simt.force_variant(SPLIT)
+    simt.cuda.force_variant(SPLIT)
     n = 34 * PIECE * 16 // dtype.itemsize - 7
     problem = Problem(1, n, dtype)
     problem.b[:, : 32 * PIECE * 16 // dtype.itemsize] *= 2.0**-20
@@ -374,7 +372,7 @@ def test_magnitudes_near_the_ends_of_the_range(simt, family, dtype, orthogonaliz
 
 def test_pieces_of_very_different_magnitude(simt, dtype):
     """Each piece of split-n carries its own exponent; the norms must come out as if there were one."""
-    simt.force_variant(SPLIT)
+    simt.cuda.force_variant(SPLIT)
     n = PIECE * 16 // dtype.itemsize * 3 - 5
     limit = 30.0 if dtype == torch.float32 else 250.0
     magnitude = torch.logspace(-limit, limit, n, dtype=torch.float64)
@@ -393,48 +391,3 @@ def test_pieces_of_very_different_magnitude(simt, dtype):
     assert s.status.tolist() == [kh.CONVERGED] * 2
     error = (s.x.double() / largest[:, None] - b.double() / largest[:, None]).abs().max()
     assert error <= 4 * torch.finfo(dtype).eps
-
-
-# ---- the plan and the offsets ----------------------------------------------------------------------------------------
-
-
-def described(simt: ModuleType, batch: int, n: int, dtype: torch.dtype, restart: int) -> object:
-    s = simt.Solve()
-    granule = 128 // dtype.itemsize
-    s.batch, s.n, s.ld, s.restart = batch, n, (n + granule - 1) // granule * granule, restart
-    s.dtype = 0 if dtype == torch.float32 else 1
-    return s
-
-
-def splits(simt: ModuleType, *problem: object) -> bool:
-    return simt.cuda.scratch_bytes(described(simt, *problem)) > 0
-
-
-def test_the_plan(simt):
-    f32, f64 = torch.float32, torch.float64
-    simt.set_multiprocessors(132)
-    assert not splits(simt, 128, 3072, f32, 20)
-    assert not splits(simt, 1024, 784, f64, 250)
-    assert not splits(simt, 1, 784, f32, 20)
-    assert not splits(simt, 1024, 12288, f32, 20)
-    assert splits(simt, 1024, 12289, f32, 20)  # does not fit the registers of a block
-    assert splits(simt, 1024, 6145, f64, 20)
-    assert splits(simt, 1, 150528, f32, 20)
-    assert splits(simt, 1, 3072, f32, 250)  # one system would keep one multiprocessor busy
-    assert not splits(simt, 128, 3072, f32, 250)
-
-
-@pytest.mark.parametrize("batch_n", [(0, 10), (3, 0)])
-def test_nothing_to_do(simt, dtype, batch_n):
-    solve = described(simt, *batch_n, dtype, 5)
-    assert simt.cuda.scratch_bytes(solve) == 0
-    simt.cuda.begin(solve, 0, 0)
-    simt.cuda.step(solve, 0, 0, 0)
-    simt.cuda.finish(solve, False, 0)
-    simt.cuda.correct(solve, 0, 0)
-    simt.cuda.close(solve, 0, False, 0)
-
-
-def test_offsets_pass_2_to_the_31(simt):
-    solve = described(simt, 64, 150528, torch.float32, 2196)
-    assert simt.basis_offset(solve, 63, 2196) == (63 * 2197 + 2196) * 150528 > 2**34

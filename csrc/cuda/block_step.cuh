@@ -1,8 +1,11 @@
-// One Arnoldi step of one system by one block, in one launch. The new vector stays in registers from the operator's
-// output to the basis, so every basis row is read once (twice for kCgs2, and
-// after a cancellation).
+// One Arnoldi step of one system by one block or by the blocks of one cluster, in one launch. The new vector stays in
+// registers from the operator's output to the basis, so every basis row is read once (twice for kCgs2, and after a
+// cancellation). Every block of a cluster holds an equal part of it and does the same with the same totals.
 #pragma once
 
+#include <type_traits>
+
+#include "cluster_reduce.cuh"
 #include "plan.h"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -16,10 +19,11 @@ struct BlockStep {
   static constexpr int kPanel = kVariants[kVariant].panel;
   static constexpr int kMinBlocks = kVariants[kVariant].min_blocks;
   using Tile = cuda::Tile<T, kThreads, kChunks>;
-  using Reduce = BlockReduce<kThreads, kPanel>;
+  static constexpr bool kClusters = kVariants[kVariant].clusters;
+  using Reduce = std::conditional_t<kClusters, ClusterReduce<kThreads, kPanel>, BlockReduce<kThreads, kPanel>>;
 
-  static std::size_t shared_bytes(int32_t j) {
-    return (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(j) + 1) * sizeof(double);
+  static std::size_t shared_bytes(int64_t columns) {
+    return (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(columns)) * sizeof(double);
   }
 };
 
@@ -28,11 +32,11 @@ struct BlockStep {
 template <typename T, int kVariant>
 SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
                                      typename BlockStep<T, kVariant>::Reduce& reduce, const T* basis, int64_t ld,
-                                     int32_t chunks, int32_t row, int32_t rows, double* column, double unit) {
+                                     const Span& own, int32_t row, int32_t rows, double* column, double unit) {
   constexpr int kPanel = BlockStep<T, kVariant>::kPanel;
   typename BlockStep<T, kVariant>::Tile v[kPanel];
 #pragma unroll
-  for (int q = 0; q < kPanel; ++q) v[q].load_basis(basis + (row + q) * ld, 0, row + q < rows ? chunks : 0);
+  for (int q = 0; q < kPanel; ++q) v[q].load_basis(basis + (row + q) * ld, own.first, row + q < rows ? own.last : 0);
 
   T h[kPanel];
 #pragma unroll
@@ -45,29 +49,34 @@ SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
     w.add(-h[q], v[q]);
     mine = thread_index() == q ? h[q] : mine;
   }
-  const int32_t own = row + thread_index();
-  if (thread_index() < kPanel && own < rows) column[own] += unit * static_cast<double>(mine);
+  const int32_t at = row + thread_index();
+  if (thread_index() < kPanel && at < rows) column[at] += unit * static_cast<double>(mine);
 }
 
 template <typename T, int kVariant>
 SOAE_KERNEL((BlockStep<T, kVariant>::kThreads), (BlockStep<T, kVariant>::kMinBlocks))
 block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   using Step = BlockStep<T, kVariant>;
-  const int64_t system = block_index();
+  if constexpr (Step::kClusters && !has_clusters()) return;
+  const int blocks = Step::kClusters ? cluster_size() : 1;
+  const int rank = Step::kClusters ? cluster_rank() : 0;
+  const int64_t system = block_index() / blocks;
   const int32_t chunks = row_chunks<T>(p);
+  const Span own = Step::kClusters ? Span::of(chunks, blocks, rank) : Span{0, chunks};
   const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  if (p.systems[system].outcome != kActive) return clear_vector(direction, 0, chunks);
+  if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
+  j = step_index(p, system, j);
 
   typename Step::Reduce reduce(dynamic_shared<double>());
   double* column = dynamic_shared<double>() + Step::Reduce::kDoubles;
   for (int32_t i = thread_index(); i <= j; i += Step::kThreads) column[i] = 0.0;
 
   typename Step::Tile w;
-  w.load(vector_of<T>(p, operator_output, system), 0);
+  w.load(vector_of<T>(p, operator_output, system), own.first, Step::kClusters ? own.last : INT32_MAX);
   const double largest = reduce.max(w.max_magnitude());
   if (!is_finite(largest)) {
-    if (thread_index() == 0) reject_column(p, system);
-    return clear_vector(direction, 0, chunks);
+    if (thread_index() == 0 && rank == 0) reject_column(p, system);
+    return clear_vector(direction, own.first, own.last);
   }
   const int32_t exponent = scale_exponent(largest, p.dtype);
   w.scale(power_of_two<T>(-exponent));
@@ -78,21 +87,25 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   double after = 0.0;
   for (int sweep = 0; sweep < 2; ++sweep) {
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
-      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, chunks, row, j + 1, column, unit);
+      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, own, row, j + 1, column, unit);
     }
     after = sqrt(reduce.sum(w.dot(w)));
     if (p.orthogonalization == kMgs && !(after < kCancellation * before)) break;
   }
 
-  if (thread_index() == 0) {
+  if (thread_index() == 0 && rank == 0) {
     append_column(p, system, j, column, ldexp(after, exponent), ldexp(before, exponent));
     if (p.systems[system].outcome == kActive) atomic_add(&p.active[j + 1], 1);
   }
-  block_barrier();
-  if (p.systems[system].outcome != kActive) return clear_vector(direction, 0, chunks);
+  if (Step::kClusters) {
+    cluster_barrier();
+  } else {
+    block_barrier();
+  }
+  if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
   w.scale(static_cast<T>(1.0 / after));
-  w.store_basis(basis_row<T>(p, system, j + 1), 0, chunks);
-  w.store(direction, 0);
+  w.store_basis(basis_row<T>(p, system, j + 1), own.first, own.last);
+  w.store(direction, own.first, Step::kClusters ? own.last : INT32_MAX);
 }
 
 }  // namespace soae::cuda

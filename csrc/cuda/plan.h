@@ -10,17 +10,21 @@
 
 namespace soae::cuda {
 
-// Block-per-system kernels: `threads` times `chunks` chunks of 16 bytes hold the vector in registers; `panel` basis
-// rows are orthogonalised against per reduction; `min_blocks` is the occupancy the register budget is cut for.
+// Kernels that read V once, by one block or by the blocks of one cluster for each system: `threads` times `chunks` chunks
+// of 16 bytes hold the vector, or the block's part of it, in registers; `panel` basis rows are orthogonalised against per
+// reduction; `min_blocks` is the occupancy the register budget is cut for.
 struct Variant {
   int threads, chunks, panel, min_blocks;
+  bool clusters;
 };
 constexpr Variant kVariants[] = {
-    {64, 1, 4, 8},   // n <=    256 (float32)
-    {128, 2, 4, 5},  // n <=  1,024
-    {256, 3, 4, 2},  // n <=  3,072
-    {512, 3, 4, 1},  // n <=  6,144
-    {512, 6, 2, 1},  // n <= 12,288
+    {64, 1, 4, 8, false},   // n <=     256 (float32)
+    {128, 2, 4, 5, false},  // n <=   1,024
+    {256, 3, 4, 2, false},  // n <=   3,072
+    {512, 3, 4, 1, false},  // n <=   6,144
+    {512, 6, 2, 1, false},  // n <=  12,288
+    {256, 3, 4, 2, true},   // n <=  49,152 in clusters of 16; small clusters for few systems
+    {512, 5, 2, 1, true},   // n <= 163,840 in clusters of 16
 };
 constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
 
@@ -33,34 +37,70 @@ constexpr int kPieceRows = 8;
 
 struct Plan {
   int variant;     // index into kVariants, or kSplit
+  int32_t blocks;  // of the cluster that works on a system; 1 for a block of its own
   int32_t pieces;  // per system; the end of a cycle works on pieces whatever the variant
 
   bool split() const { return variant == kSplit; }
 };
 
-inline Plan make_plan(const Solve& p) {
-  const int64_t row_chunks = p.ld * (p.dtype == kFloat32 ? 4 : 8) / 16;
-  const int64_t processors = multiprocessors(p.device);
-  Plan plan{};
-  plan.pieces = static_cast<int32_t>((row_chunks + kPieceChunks - 1) / kPieceChunks);
-  while (plan.variant < kSplit && row_chunks > kVariants[plan.variant].threads * kVariants[plan.variant].chunks) {
-    ++plan.variant;
+// A row of choices.h: what was the fastest for systems of at most so many unknowns, in batches of at most so many.
+struct Choice {
+  int architecture;  // 90 for sm_90
+  Dtype dtype;
+  int64_t most_unknowns, most_systems;
+  int variant;
+  int32_t blocks;
+};
+
+// Microseconds of an average step by the bytes of V that it reads, where no choice was measured. A block or a cluster
+// reads V once, but one multiprocessor cannot draw much more than its share of the bandwidth, and the blocks of a cluster
+// wait for each other at every panel; split-n reads V twice, with all multiprocessors, in two launches more.
+class StepModel {
+ public:
+  StepModel(const Solve& p, int64_t row_chunks, int64_t processors)
+      : batch_(p.batch), processors_(processors), rows_(0.5 * static_cast<double>(p.restart)),
+        bytes_(rows_ * static_cast<double>(row_chunks * 16)),
+        shared_(static_cast<double>(p.batch) * bytes_ / (kEachOfAll * static_cast<double>(processors))) {}
+
+  double split() const { return kTwoMoreLaunches + 2.0 * shared_; }
+  double by_blocks(const Variant& variant, int64_t blocks) const {
+    const int64_t at_once = std::max<int64_t>(1, processors_ / blocks);
+    const double waves = static_cast<double>((batch_ + at_once - 1) / at_once);
+    const double exchanges = blocks > 1 ? kExchange * rows_ / variant.panel : 0.0;
+    return std::max(waves * bytes_ / (kOneProcessor * static_cast<double>(blocks)), shared_) + waves * exchanges;
   }
 
-  // Time of an average step in microseconds, by bytes of V read: block-per-system reads V once, but one multiprocessor
-  // cannot draw much more than its share of the bandwidth; split-n reads it twice, with all of them, in two launches
-  // more.
-  constexpr double kOneProcessor = 60e3;    // bytes per microsecond into one multiprocessor
-  constexpr double kEachOfAll = 30e3;       // the same when all of them read
-  constexpr double kTwoMoreLaunches = 5.0;  // microseconds
-  const double bytes = 0.5 * static_cast<double>(p.restart) * static_cast<double>(row_chunks * 16);
-  const double waves = static_cast<double>((p.batch + processors - 1) / processors);
-  const double shared = static_cast<double>(p.batch) * bytes / (kEachOfAll * static_cast<double>(processors));
-  if (kTwoMoreLaunches + 2.0 * shared < std::max(waves * bytes / kOneProcessor, shared)) plan.variant = kSplit;
+ private:
+  static constexpr double kOneProcessor = 60e3;    // bytes per microsecond into one multiprocessor
+  static constexpr double kEachOfAll = 30e3;       // the same when all of them read
+  static constexpr double kTwoMoreLaunches = 5.0;  // microseconds
+  static constexpr double kExchange = 1.0;         // microseconds
 
-#if defined(SOAE_SIMT)
-  if (simt::forced_variant() >= 0) plan.variant = simt::forced_variant();
-#endif
+  int64_t batch_, processors_;
+  double rows_, bytes_, shared_;
+};
+
+// Blocks that a system's vector needs with this variant; 0 if the variant cannot hold it on this GPU.
+inline int32_t blocks_needed(const Variant& variant, int64_t row_chunks, int largest) {
+  const int64_t capacity = static_cast<int64_t>(variant.threads) * variant.chunks;
+  if (!variant.clusters) return row_chunks <= capacity ? 1 : 0;
+  int32_t blocks = 2;
+  while (blocks * capacity < row_chunks) blocks *= 2;
+  return blocks <= largest ? blocks : 0;
+}
+
+// For measurements and tests: every later solve uses this variant, with clusters of at least so many blocks; -1 leaves it
+// to the plan.
+void force_variant(int variant, int blocks);
+// What a solve uses: the variant, and the blocks that work on a system.
+void describe_plan(const Solve& p, int& variant, int& blocks);
+
+Plan choose_plan(const Solve& p, int64_t row_chunks);
+
+inline Plan make_plan(const Solve& p) {
+  const int64_t row_chunks = p.ld * (p.dtype == kFloat32 ? 4 : 8) / 16;
+  Plan plan = choose_plan(p, row_chunks);
+  plan.pieces = static_cast<int32_t>((row_chunks + kPieceChunks - 1) / kPieceChunks);
   return plan;
 }
 

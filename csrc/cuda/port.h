@@ -2,8 +2,8 @@
 // Both sides define the same names in soae::cuda:
 //   device  kWarp, thread_index, block_index, thread_count, block_barrier, shuffle, shuffle_xor, atomic_add, fence,
 //           dynamic_shared<T>, and the 16-byte accesses load_chunk, load_stream, store_chunk, load_coherent;
-//           of clusters cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send, wait_for
-//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster, runtime_version, driver_version
+//           of clusters has_clusters, cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send, wait_for
+//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster, architecture, runtime_version, driver_version
 #pragma once
 
 #include <cstddef>

@@ -37,6 +37,13 @@ SOAE_DEVICE void fence() { __threadfence(); }
 #define SOAE_CLUSTERS 1
 #endif
 
+SOAE_DEVICE constexpr bool has_clusters() {
+#if defined(SOAE_CLUSTERS)
+  return true;
+#else
+  return false;
+#endif
+}
 SOAE_DEVICE int cluster_rank() {
   uint32_t rank = 0;
 #if defined(SOAE_CLUSTERS)
@@ -181,6 +188,7 @@ SOAE_DEVICE double load_coherent(const double* at) { return __ldcg(at); }
 [[noreturn]] void fail(cudaError_t error, const char* call, const char* file, int line);
 int multiprocessors(int device);  // cached
 int largest_cluster(int device);  // blocks, cached; 0 where there are no clusters
+int architecture(int device);     // 90 for sm_90, cached
 int runtime_version();
 int driver_version();
 // Lets a kernel use more dynamic shared memory than every GPU grants unasked.

@@ -67,6 +67,12 @@ SOAE_DEVICE T* basis_row(const Solve& p, int64_t system, int64_t row) {
   return static_cast<T*>(p.basis) + basis_offset(p, system, row);
 }
 
+// The step that an active system is about to take: j, or its own count where j is negative. That count is of use until
+// the step's column is appended.
+SOAE_DEVICE int32_t step_index(const Solve& p, int64_t system, int32_t j) {
+  return j < 0 ? p.systems[system].length : j;
+}
+
 template <typename T>
 SOAE_DEVICE T power_of_two(int32_t exponent) {
   return static_cast<T>(ldexp(1.0, exponent));
@@ -88,6 +94,17 @@ SOAE_DEVICE T chunk_max(const Chunk<T>& c, T largest) {
   return largest;
 }
 
+// Chunks first .. last - 1 of a vector: the part of one of the blocks that work on it.
+struct Span {
+  int32_t first, last;
+
+  static SOAE_DEVICE Span of(int32_t chunks, int32_t blocks, int32_t rank) {
+    const int32_t each = (chunks + blocks - 1) / blocks;
+    const int32_t first = rank * each < chunks ? rank * each : chunks;
+    return {first, first + each < chunks ? first + each : chunks};
+  }
+};
+
 // The part of a vector that a block holds in registers. Chunks beyond the row are zero.
 template <typename T, int kThreads, int kChunks>
 struct Tile {
@@ -101,9 +118,9 @@ struct Tile {
     for (int i = 0; i < kChunks; ++i) c[i] = Chunk<T>{};
   }
 
-  SOAE_DEVICE void load(const Vector<T>& v, int32_t first) {
+  SOAE_DEVICE void load(const Vector<T>& v, int32_t first, int32_t last = INT32_MAX) {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) c[i] = v.load(index(first, i));
+    for (int i = 0; i < kChunks; ++i) c[i] = index(first, i) < last ? v.load(index(first, i)) : Chunk<T>{};
   }
 
   SOAE_DEVICE void load_basis(const T* row, int32_t first, int32_t chunks) {
@@ -123,9 +140,11 @@ struct Tile {
     }
   }
 
-  SOAE_DEVICE void store(const Vector<T>& v, int32_t first) const {
+  SOAE_DEVICE void store(const Vector<T>& v, int32_t first, int32_t last = INT32_MAX) const {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) v.store(index(first, i), c[i]);
+    for (int i = 0; i < kChunks; ++i) {
+      if (index(first, i) < last) v.store(index(first, i), c[i]);
+    }
   }
 
   SOAE_DEVICE void store_basis(T* row, int32_t first, int32_t chunks) const {

@@ -42,16 +42,6 @@ void fail(cudaError_t error, const char* call, const char* file, int line) {
                            std::to_string(line) + remedy(error));
 }
 
-int multiprocessors(int device) {
-  static std::array<std::atomic<int>, 64> known{};
-  if (device < 0 || device >= static_cast<int>(known.size())) return attribute(cudaDevAttrMultiProcessorCount, device);
-  std::atomic<int>& count = known[static_cast<std::size_t>(device)];
-  if (count.load(std::memory_order_relaxed) == 0) {
-    count.store(attribute(cudaDevAttrMultiProcessorCount, device), std::memory_order_relaxed);
-  }
-  return count.load(std::memory_order_relaxed);
-}
-
 namespace {
 
 __global__ void nothing() {}
@@ -82,17 +72,28 @@ int find_largest_cluster(int device) {
   return 0;
 }
 
+int find_multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+
+int find_architecture(int device) {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+         attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
+
+// What `find` says of a device, asked once.
+template <int (*find)(int)>
+int cached(int device) {
+  static std::array<std::atomic<int>, 64> known{};  // 1 more than it is
+  if (device < 0 || device >= static_cast<int>(known.size())) return find(device);
+  std::atomic<int>& value = known[static_cast<std::size_t>(device)];
+  if (value.load(std::memory_order_relaxed) == 0) value.store(find(device) + 1, std::memory_order_relaxed);
+  return value.load(std::memory_order_relaxed) - 1;
+}
+
 }  // namespace
 
-int largest_cluster(int device) {
-  static std::array<std::atomic<int>, 64> known{};  // 1 more than it is
-  if (device < 0 || device >= static_cast<int>(known.size())) return find_largest_cluster(device);
-  std::atomic<int>& blocks = known[static_cast<std::size_t>(device)];
-  if (blocks.load(std::memory_order_relaxed) == 0) {
-    blocks.store(find_largest_cluster(device) + 1, std::memory_order_relaxed);
-  }
-  return blocks.load(std::memory_order_relaxed) - 1;
-}
+int multiprocessors(int device) { return cached<find_multiprocessors>(device); }
+int largest_cluster(int device) { return cached<find_largest_cluster>(device); }
+int architecture(int device) { return cached<find_architecture>(device); }
 
 int runtime_version() {
   int version = 0;

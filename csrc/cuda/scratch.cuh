@@ -35,7 +35,7 @@ struct SplitState {
   int32_t exponent;  // power of two that the step works with
   int32_t arrived;   // blocks of the current launch that are done
   int32_t action;    // what decide asks of apply
-  int32_t reserved;
+  int32_t step;      // that the launches of a step are taking
 };
 
 struct Piece {

@@ -15,11 +15,11 @@ void launch_pieces(const Solve& p, const Plan& plan, int32_t j, const void* oper
   const T* w = static_cast<const T*>(operator_output);
   launch(split_dots<T>, blocks, kPieceThreads, shared, stream, p, scratch, j, w);
   if (p.orthogonalization == kCgs2) {
-    launch(split_project<T>, blocks, kPieceThreads, shared, stream, p, scratch, j, w);
+    launch(split_project<T>, blocks, kPieceThreads, shared, stream, p, scratch, w);
     w = nullptr;
   }
-  launch(split_update<T>, blocks, kPieceThreads, shared, stream, p, scratch, j, w);
-  launch(split_normalize<T>, blocks, kPieceThreads, 0, stream, p, scratch, j);
+  launch(split_update<T>, blocks, kPieceThreads, shared, stream, p, scratch, w);
+  launch(split_normalize<T>, blocks, kPieceThreads, 0, stream, p, scratch);
 }
 
 }  // namespace

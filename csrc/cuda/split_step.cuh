@@ -107,6 +107,7 @@ SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch,
     weights[i] = ldexp(1.0, static_cast<int32_t>(load_coherent(weights + i) - all.exponent));
   }
   if (thread_index() == 0) {
+    state.step = j;
     state.exponent = all.power();
     state.before = sqrt(all.squares);
   }
@@ -135,6 +136,7 @@ SOAE_KERNEL(kPieceThreads, 2)
 split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
   const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
+  j = step_index(p, piece.system, j);
   SplitReduce reduce(dynamic_shared<double>());
   PieceTile<T> w;
   w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
@@ -174,9 +176,10 @@ SOAE_DEVICE void subtract(PieceTile<T>& w, const Solve& p, const SplitScratch& s
 // kCgs2, between its two sweeps.
 template <typename T>
 SOAE_KERNEL(kPieceThreads, 2)
-split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
+split_project(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output) {
   const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
+  const int32_t j = scratch.state(piece.system).step;
   PieceTile<T> w;
   subtract(w, p, scratch, piece, j, operator_output);
   w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
@@ -196,9 +199,10 @@ split_project(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* oper
 // operator_output is null after project.
 template <typename T>
 SOAE_KERNEL(kPieceThreads, 2)
-split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
+split_update(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output) {
   const Piece piece = Piece::own<T>(p, scratch.pieces);
   if (p.systems[piece.system].outcome != kActive) return;
+  const int32_t j = scratch.state(piece.system).step;
   SplitReduce reduce(dynamic_shared<double>());
   PieceTile<T> w;
   subtract(w, p, scratch, piece, j, operator_output);
@@ -224,12 +228,13 @@ split_update(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* opera
 // The next basis vector and direction.
 template <typename T>
 SOAE_KERNEL(kPieceThreads, 2)
-split_normalize(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j) {
+split_normalize(SOAE_PARAM Solve p, SplitScratch scratch) {
   const Piece piece = Piece::own<T>(p, scratch.pieces);
   const Vector<T> direction = vector_of<T>(p, p.direction, piece.system);
   if (p.systems[piece.system].outcome != kActive) return clear_vector(direction, piece.first, piece.last);
-  const T inverse = static_cast<T>(1.0 / scratch.state(piece.system).after);
-  T* row = basis_row<T>(p, piece.system, j + 1);
+  const SplitState& state = scratch.state(piece.system);
+  const T inverse = static_cast<T>(1.0 / state.after);
+  T* row = basis_row<T>(p, piece.system, state.step + 1);
   for (int32_t at = piece.first + thread_index(); at < piece.last; at += kPieceThreads) {
     T* here = row + static_cast<int64_t>(at) * Chunk<T>::kSize;
     Chunk<T> v = load_chunk(here);

@@ -162,9 +162,10 @@ int run_cases() {
   const char* const dtype = sizeof(T) == 4 ? "float32" : "float64";
   for (int variant = 0; variant <= soae::cuda::kSplit; ++variant) {
     const bool split = variant == soae::cuda::kSplit;
-    soae::simt::force_variant(variant);
+    soae::cuda::force_variant(variant, 0);
     const soae::cuda::Variant& block = soae::cuda::kVariants[split ? 0 : variant];
-    const std::int64_t capacity = split ? 2 * soae::cuda::kPieceChunks : block.threads * block.chunks;
+    const int blocks = block.clusters ? 2 : 1;
+    const std::int64_t capacity = split ? 2 * soae::cuda::kPieceChunks : blocks * block.threads * block.chunks;
     const std::int64_t full = capacity * 16 / static_cast<std::int64_t>(sizeof(T));
     for (const std::int64_t n : {std::int64_t(1), std::int64_t(7), full - 3, full}) {
       for (const bool twice : {false, true}) {

@@ -28,6 +28,7 @@ inline void block_barrier(const char* file = __builtin_FILE(), int line = __buil
 }
 inline void fence() {}
 
+constexpr bool has_clusters() { return true; }
 inline int cluster_rank() { return simt::position().rank; }
 inline int cluster_size() { return simt::position().cluster; }
 inline void cluster_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
@@ -95,6 +96,7 @@ inline double load_coherent(const double* at) { return *at; }
 
 inline int multiprocessors(int) { return simt::multiprocessors(); }
 inline int largest_cluster(int) { return simt::largest_cluster(); }
+int architecture(int device);
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}

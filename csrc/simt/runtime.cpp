@@ -3,6 +3,7 @@
 
 namespace soae::cuda {
 
+int architecture(int) { return 90; }
 int runtime_version() { return 0; }
 int driver_version() { return 0; }
 

@@ -60,7 +60,6 @@ struct Machine {
   Schedule schedule = Schedule::kInOrder;
   std::mt19937_64 random;
   int multiprocessors = 132;
-  int forced_variant = -1;
   int largest_cluster = 16;
 
   std::mutex mutex;
@@ -267,9 +266,6 @@ void set_schedule(const std::string& name, std::uint64_t seed) {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
 int multiprocessors() { return machine.multiprocessors; }
-
-void force_variant(int variant) { machine.forced_variant = variant; }
-int forced_variant() { return machine.forced_variant; }
 
 void set_largest_cluster(int blocks) { machine.largest_cluster = blocks; }
 int largest_cluster() { return machine.largest_cluster; }

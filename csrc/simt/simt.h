@@ -23,11 +23,6 @@ void set_schedule(const std::string& name, std::uint64_t seed);
 void set_multiprocessors(int count);
 int multiprocessors();
 
-// Makes every later solve use this block-per-system variant, or split-n where it is past the last one; -1: the plan's
-// own choice.
-void force_variant(int variant);
-int forced_variant();
-
 // The largest cluster that the GPU is said to run; 0 is one without clusters.
 void set_largest_cluster(int blocks);
 int largest_cluster();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from soae_ext._solver.graphs import StepGraph
 from soae_ext._solver.operators import Checked, Compaction, Operator, Restrictable
 from soae_ext._solver.workspace import Workspace
 
@@ -69,11 +71,13 @@ class Engine(Protocol):
     iterations: Tensor  # (B,)
     residual: Tensor  # (B,) float64, true residual norm of x
     estimates: Tensor  # (B, restart) float64, of the cycle's steps
+    capturable_step: Callable[[Tensor], None] | None  # for CUDA graphs: finds out by itself which step it is
 
     def start_from(self, x0: Tensor) -> None: ...
     def begin(self, ax: Tensor | None) -> None: ...
     def keep_image(self, j: int, z: Tensor) -> None: ...
     def step(self, j: int, w: Tensor) -> None: ...
+    def post(self, slot: int) -> None: ...
     def idle(self, j: int, *, wait: bool) -> bool: ...
     def finish(self) -> None: ...
     def correct(self, z: Tensor) -> None: ...
@@ -162,6 +166,29 @@ class _Loop:
         if problem.compact and callable(getattr(problem.A, "restrict", None)):
             self.compaction = Compaction(cast(Restrictable, problem.A), problem.b)
         self.A: Operator = self.compaction or Checked("A", problem.A, problem.b)
+        self.graph: StepGraph | None = None
+        alone = not (problem.callback or self.compaction or problem.keeps_images)
+        if problem.workspace.graphs and engine.capturable_step and alone:
+            self.graph = StepGraph(functools.partial(self.any_step, engine.capturable_step))
+
+    def any_step(self, take: Callable[[Tensor], None]) -> None:
+        if self.M:
+            self.engine.direction.copy_(self.M(self.engine.direction))
+        take(self.A(self.engine.direction))
+
+    def step(self, j: int) -> None:
+        engine = self.engine
+        self.sweeps += 1
+        if self.graph:
+            self.calls += 1
+            self.graph()
+            return engine.post(j + 1)
+        if self.M:
+            z = self.M(engine.direction)
+            if self.problem.keeps_images:
+                engine.keep_image(j, z)
+            engine.direction.copy_(z)  # A may overwrite its input, and expects it contiguous
+        return engine.step(j, self.apply(engine.direction))
 
     def apply(self, v: Tensor) -> Tensor:
         self.calls += 1
@@ -207,13 +234,7 @@ class _Loop:
             self.sweeps += taken
             return False
         for j in range(self.problem.restart):
-            if self.M:
-                z = self.M(engine.direction)
-                if self.problem.keeps_images:
-                    engine.keep_image(j, z)
-                engine.direction.copy_(z)  # A may overwrite its input, and expects it contiguous
-            engine.step(j, self.apply(engine.direction))
-            self.sweeps += 1
+            self.step(j)
             if self.watcher and self.watcher.stop_after(self.sweeps, j):
                 return True
             if engine.idle(j, wait=self.watcher is not None):

@@ -20,9 +20,17 @@ class Workspace:
     allocated: buffers grow to fit and never shrink, and a second solve of equal size allocates its result tensors only
     (on a compiled backend). Results never alias it. One solve at a time: nested or concurrent use raises
     `RuntimeError`.
+
+    Args:
+        graphs: on CUDA, `gmres` captures one step, A and M included, in a CUDA graph in every solve, and replays it for
+            all iterations but the first: one launch instead of as many as A makes. A and M are then called twice
+            in Python, and count as often as they are replayed. They must put all of their work on the current stream,
+            always the same work on the same memory, and must not synchronise. Steps are launched one by one with a
+            callback, `flexible=True` or `compact=True`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, graphs: bool = False) -> None:
+        self.graphs = graphs
         self._buffers: dict[tuple[str, torch.device], Tensor] = {}
         self._lock = threading.Lock()
 
