@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA GPU, in one command: build for this GPU, test, sanitize, measure.
+# Everything that needs a CUDA GPU, in one command: build for this GPU, what it could do at best, test, sanitize, measure.
 #
 #     bench/gpu_check.sh OUT_DIR [--quick]
 #
@@ -47,24 +47,33 @@ skip() {
 limits() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }
 
 # The working directory must not hide the installed package behind the source tree: hence -P.
-if part install "$(limits 120 70)" env SOAE_CUDA=on SOAE_CUDA_ARCH=native "$python" -m pip install \
+if part install "$(limits 110 70)" env SOAE_CUDA=on SOAE_CUDA_ARCH=native "$python" -m pip install \
   --no-build-isolation --no-deps --force-reinstall --no-cache-dir .; then
-  part doctor 30 "$python" -P -m soae_ext --output "$out/doctor.json"
-  part tests "$(limits 140 40)" "$python" -P -m pytest -m cuda tests/cuda -q -rs -p no:cacheprovider
+  part ceilings 15 "$python" -P bench/ceilings.py --output "$out/ceilings.json"
+  part doctor 20 "$python" -P -m soae_ext --output "$out/doctor.json"
+  part tests "$(limits 100 40)" "$python" -P -m pytest -m cuda tests/cuda -q -rs -p no:cacheprovider
   if ! command -v compute-sanitizer >/dev/null; then
     skip sanitizer "compute-sanitizer is not installed"
   elif [ -n "$quick" ]; then
     skip sanitizer "--quick"
   else
     for tool in memcheck racecheck; do
-      part "sanitizer-$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      part "sanitizer-$tool" 35 compute-sanitizer --tool "$tool" --error-exitcode 9 \
         "$python" -P bench/gpu_smoke.py
     done
   fi
-  part gmres "$(limits 110 30)" "$python" -P bench/bench_gmres.py $quick --gpu-only --output "$out/bench_gmres.json"
-  part hvp "$(limits 60 10)" "$python" -P bench/bench_hvp.py --quick --output "$out/bench_hvp.json"
+  part gmres "$(limits 80 30)" "$python" -P bench/bench_gmres.py $quick --gpu-only --output "$out/bench_gmres.json"
+  part decisions "$(limits 70 25)" "$python" -P bench/gpu_decisions.py $quick --output "$out/decisions.json"
+  part hvp "$(limits 25 10)" "$python" -P bench/bench_hvp.py --quick --output "$out/bench_hvp.json"
+  if [ -n "$quick" ]; then
+    skip attacks "--quick"
+    skip training "--quick"
+  else
+    part attacks 20 "$python" -P bench/bench_attacks.py --quick --output "$out/bench_attacks.json"
+    part training 25 "$python" -P bench/bench_training.py --quick --output "$out/bench_training.json"
+  fi
 else
-  for name in tests sanitizer gmres hvp; do skip "$name" "the installation failed"; done
+  for name in ceilings doctor tests sanitizer gmres decisions hvp attacks training; do skip "$name" "the installation failed"; done
 fi
 
 "$python" - "$parts" "$out/summary.json" <<'PY'

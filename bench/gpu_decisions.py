@@ -1,0 +1,207 @@
+"""Each decision that the CUDA part makes, as a measured pair: which kernels, graphs or launches, how large a batch.
+
+    python bench/gpu_decisions.py --output decisions.json [--quick]
+    python bench/choose_variants.py decisions.json          writes csrc/cuda/choices.h
+
+Needs a GPU and a build with CUDA. Tests run the same code on the SIMT build, where times mean nothing.
+
+* **step**: one Arnoldi step by every variant of the kernels that holds the vector (csrc/cuda/plan.h), and by clusters
+  of every size. `bytes` is one read of the basis and of w and two writes of the result.
+* **graph**: a whole solve, launched step by step and replayed from one captured step (`Workspace(graphs=True)`).
+* **product**: a Hessian-vector product of a network, launched and replayed.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from soae_ext import _native
+from soae_ext._solver.driver import Problem
+from soae_ext._solver.graphs import captured
+from soae_ext._solver.workspace import Workspace
+from soae_ext.gmres import gmres
+from soae_ext.hvp import hessian_operator
+from soae_ext.models import SmallCNN, resnet18
+
+VARIANTS = 8  # of csrc/cuda/plan.h, the last of which is split-n
+CLUSTERED = (5, 6)
+Timed = Callable[[], object]
+
+
+def problem(batch: int, n: int, restart: int, dtype: torch.dtype, device: torch.device) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(batch, n, generator=generator, dtype=dtype).to(device)
+    return Problem(
+        b=b, x0=None, A=lambda v: v, M=None, rtol=0.0, atol=0.0, restart=restart, max_iters=2**31 - 1, flexible=False,
+        orthogonalization="mgs", history=False, callback=None, compact=False, workspace=Workspace(),
+    )  # fmt: skip
+
+
+class Step:
+    """The last step of a cycle, to be taken again and again on an orthonormal basis."""
+
+    def __init__(self, batch: int, n: int, k: int, dtype: torch.dtype, device: torch.device, backend: str) -> None:
+        self.engine = _native.NativeEngine(problem(batch, n, k + 1, dtype, device), backend)
+        self.engine.begin(None)
+        arrays, generator = self.engine.arrays, torch.Generator(device).manual_seed(0)
+        basis = arrays["basis"]
+        basis.zero_()
+        random = torch.randn(batch, n, k, device=device, dtype=dtype, generator=generator)
+        basis[:, :k, :n] = torch.linalg.qr(random).Q.mT
+        for name in ("r", "inverse", "rotations"):
+            arrays[name].zero_()
+        arrays["rotations"][:, :, 0] = 1.0
+        arrays["g"].fill_(1.0)
+        self.engine.tolerance.fill_(-1.0)
+        self.j = k - 1
+        self.w = torch.randn(batch, n, device=device, dtype=dtype, generator=generator)
+        self.bytes = batch * n * dtype.itemsize * (k + 3)
+
+    def __call__(self) -> None:
+        stream = torch.cuda.current_stream().cuda_stream if self.w.is_cuda else 0
+        self.engine.launch.step(self.engine.solve, self.j, self.w.data_ptr(), stream)
+
+
+def _launchers(backend: str) -> Any:
+    module: Any = _native.host_modules.get(backend, _native.extension)
+    return module.cuda
+
+
+def variants_for(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, backend: str
+) -> dict[str, Step]:
+    """A step for every variant that can be used, by name; the variant is forced while its step is made and run."""
+    launchers = _launchers(backend)
+    made = {}
+    for variant in range(VARIANTS):
+        for blocks in (2, 4, 8, 16) if variant in CLUSTERED else (0,):
+            launchers.force_variant(variant, blocks)
+            try:
+                step = Step(*shape, dtype, device, backend)
+                if variant in CLUSTERED and launchers.plan(step.engine.solve)[1] != blocks:
+                    continue  # needs more than these
+                step()
+            except RuntimeError:  # does not hold the vector, or this GPU has no such clusters
+                continue
+            made[f"{variant}x{blocks}"] = step
+    launchers.force_variant(-1)
+    return made
+
+
+def steps(shapes: list[tuple[int, int, int]], device: torch.device, backend: str, repeats: int) -> list[dict[str, Any]]:
+    rows = []
+    launchers = _launchers(backend)
+    for dtype in (torch.float32, torch.float64):
+        for shape in shapes:
+            found = variants_for(shape, dtype, device, backend)
+
+            def forced(name: str, found: dict[str, Step] = found) -> None:
+                variant, blocks = map(int, name.split("x"))
+                launchers.force_variant(variant, blocks)
+                found[name]()
+
+            functions: dict[str, Timed] = {name: functools.partial(forced, name) for name in found}
+            times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.005)
+            launchers.force_variant(-1)
+            planned = "{}x{}".format(*_as_forced(launchers.plan(next(iter(found.values())).engine.solve)))
+            batch, n, k = shape
+            for name, values in times.items():
+                variant, blocks = map(int, name.split("x"))
+                rows.append({
+                    "decision": "step", "B": batch, "n": n, "k": k, "dtype": str(dtype).removeprefix("torch."),
+                    "variant": variant, "blocks": blocks, "planned": name == planned, "bytes": found[name].bytes,
+                    "us": {q: 1e6 * v for q, v in measure.spread(values).items()},
+                })  # fmt: skip
+            best = min(times, key=lambda name, times=times: measure.spread(times[name])["median"])
+            print(f"step B={batch} n={n} k={k} {dtype}: fastest {best}, planned {planned}", flush=True)
+    return rows
+
+
+def _as_forced(plan: tuple[int, int]) -> tuple[int, int]:
+    variant, blocks = plan
+    return variant, blocks if variant in CLUSTERED else 0
+
+
+def solves(device: torch.device, backend: str, repeats: int, quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for batch, n in [(1, 784), (16, 784)] if quick else [(1, 784), (16, 784), (128, 784), (128, 3072), (4, 150528)]:
+        generator = torch.Generator().manual_seed(1)
+        b = torch.randn(batch, n, generator=generator).to(device)
+        diagonal = (10.0 ** (2 * torch.rand(batch, n, generator=generator) - 2)).to(device)
+
+        def solve(space: Workspace, b: Tensor = b, diagonal: Tensor = diagonal) -> Tensor:
+            options: dict[str, Any] = {"rtol": 0.0, "restart": 20, "max_iters": 60, "backend": backend}
+            return gmres(lambda v: v * diagonal, b, workspace=space, **options).x
+
+        spaces = {"launches": Workspace(), "replays": Workspace(graphs=True)}
+        rows.append(pair("graph", {"B": batch, "n": n}, {k: functools.partial(solve, s) for k, s in spaces.items()},
+                         device, repeats))  # fmt: skip
+    return rows
+
+
+def products(device: torch.device, repeats: int, quick: bool) -> list[dict[str, Any]]:
+    networks: list[tuple[str, nn.Module, tuple[int, ...]]] = [("small CNN", SmallCNN(), (128, 1, 28, 28))]
+    if not quick:
+        networks += [("ResNet-18", resnet18(), (b, 3, 32, 32)) for b in (1, 16, 128)]
+    rows = []
+    for name, model, shape in networks:
+        model = model.eval().requires_grad_(False).to(device)
+        x, y = torch.rand(shape, device=device), torch.arange(shape[0], device=device) % 10
+        loss = lambda x, y, model=model: cross_entropy(model(x), y, reduction="none")  # noqa: E731
+        v = torch.randn_like(x)
+        traced = hessian_operator(loss, x, y)
+        eager = hessian_operator(loss, x, y, method="double-backward")
+        functions: dict[str, Timed] = {
+            "double backward": lambda e=eager, v=v: e(v),
+            "traced": lambda t=traced, v=v: t(v),
+        }
+        if device.type == "cuda":
+            functions["traced, replayed"] = captured(lambda t=traced, v=v: t(v))
+        rows.append(pair("product", {"network": name, "B": shape[0]}, functions, device, repeats))
+    return rows
+
+
+def pair(
+    decision: str, what: dict[str, Any], functions: dict[str, Timed], device: torch.device, repeats: int
+) -> dict[str, Any]:
+    times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.01)
+    row = {"decision": decision, **what, "us": {
+        name: {q: 1e6 * v for q, v in measure.spread(values).items()} for name, values in times.items()
+    }}  # fmt: skip
+    print(decision, what, {name: round(row["us"][name]["median"], 1) for name in times}, flush=True)
+    return row
+
+
+def measure_all(device: torch.device, backend: str, quick: bool) -> list[dict[str, Any]]:
+    repeats = 7 if quick else 15
+    shapes = [(b, n, 20) for n in (784, 3072) for b in (1, 16, 128, 264)]
+    if not quick:
+        shapes += [(b, n, k) for n in (784, 3072) for b in (1, 128, 1024) for k in (5, 100)]
+        shapes += [(b, 150528, k) for b in (1, 4, 8, 16) for k in (20, 100)] + [(b, 12288, 20) for b in (1, 16, 128)]
+    rows = steps(shapes, device, backend, repeats)
+    rows += solves(device, backend, repeats, quick)
+    return rows + products(device, repeats, quick)
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    options = parser.parse_args()
+    if not (torch.cuda.is_available() and hasattr(_native.extension, "cuda")):
+        parser.error("needs a CUDA GPU and a build with CUDA: SOAE_CUDA=on pip install .")
+    machine = measure.start(options)
+    rows = measure_all(torch.device("cuda"), "cuda", options.quick)
+    if options.output is not None:
+        command = " ".join(["python", "bench/gpu_decisions.py", *sys.argv[1:]])
+        measure.write_json(options.output, {"command": command, "machine": machine, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
