@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from soae_ext._solver.caller import GMRES, Caller
-from soae_ext._solver.driver import Engine, Problem
+from soae_ext._solver.driver import ACTIVE, Engine, Problem
 from soae_ext._solver.operators import Dense, Operator
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
@@ -140,7 +140,7 @@ class NativeEngine:
         self.x = torch.zeros(b.shape, dtype=b.dtype, device=b.device)
         self._allocate(module)
         self.stream = torch.cuda.current_stream(b.device).cuda_stream if b.is_cuda else 0
-        self.poll = _Poll(self.active) if b.is_cuda else None
+        self.poll = poll_for(self.active, self.outcome if problem.compact else None)
         self.capturable_step: Callable[[Tensor], None] | None = self._capturable_step if backend != "cpu" else None
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -271,23 +271,46 @@ class NativeEngine:
         slot = j + 1 if wait else j + 1 - _LAG
         return slot > 0 and self.poll.read(slot) == 0
 
+    def active_systems(self, j: int) -> Tensor | None:
+        """`(B,)` bool on the host: the systems active after step j, or as far as is known without waiting for it."""
+        if not self.poll:
+            return self.outcome == ACTIVE
+        slot = j + 1 - _LAG
+        return self.poll.outcomes_at(slot) == ACTIVE if slot > 0 else None
+
     def running(self) -> int:
         return self.poll.read(0) if self.poll else int(self.active[0])
 
 
-class _Poll:
-    """Brings the device's counters to the host without stopping the stream: pinned memory and one event a step."""
+def poll_for(active: Tensor, outcome: Tensor | None) -> Poll | None:
+    """How the counters get to the host; `None` where they are there already."""
+    return Poll(active, outcome) if active.is_cuda else None
 
-    def __init__(self, active: Tensor) -> None:
-        self.active = active
+
+class Poll:
+    """Brings the device's counters to the host without stopping the stream: pinned memory and one event a step.
+
+    With `outcome` `(B,)` the systems' outcomes too.
+    """
+
+    def __init__(self, active: Tensor, outcome: Tensor | None) -> None:
+        self.active, self.outcome = active, outcome
         self.mail = torch.empty(active.shape, dtype=active.dtype, pin_memory=True)
+        if outcome is not None:
+            self.outcomes = torch.empty(_LAG + 1, len(outcome), dtype=outcome.dtype, pin_memory=True)
         make_event: Callable[[], Any] = torch.cuda.Event
         self.events = [make_event() for _ in range(_LAG + 1)]
 
     def post(self, slot: int) -> None:
         self.mail[slot : slot + 1].copy_(self.active[slot : slot + 1], non_blocking=True)
+        if self.outcome is not None:
+            self.outcomes[slot % len(self.outcomes)].copy_(self.outcome, non_blocking=True)
         self.events[slot % len(self.events)].record(torch.cuda.current_stream(self.active.device))
 
     def read(self, slot: int) -> int:
         self.events[slot % len(self.events)].synchronize()
         return int(self.mail[slot])
+
+    def outcomes_at(self, slot: int) -> Tensor:
+        """Of one of the last slots that were read."""
+        return self.outcomes[slot % len(self.outcomes)]

@@ -258,6 +258,9 @@ class ReferenceEngine:
             self.rotations[:, j] = cosine[:, None] * upper + sine[:, None] * lower
             self.rotations[:, j + 1] = cosine[:, None] * lower - sine[:, None] * upper
 
+    def active_systems(self, j: int) -> Tensor | None:
+        return self.outcome == ACTIVE
+
     def post(self, slot: int) -> None:
         """Nothing is waited for here."""
 

@@ -17,6 +17,8 @@ from soae_ext._solver.workspace import Workspace
 
 RUNNING = -1
 ACTIVE = 0
+# Narrowing an operator inside a cycle costs it about as much as two products, so fewer steps are not worth it.
+_FEWEST_STEPS_LEFT = 3
 BAD_COLUMN = 4
 
 Callback = Callable[..., Any]
@@ -79,6 +81,7 @@ class Engine(Protocol):
     def step(self, j: int, w: Tensor) -> None: ...
     def post(self, slot: int) -> None: ...
     def idle(self, j: int, *, wait: bool) -> bool: ...
+    def active_systems(self, j: int) -> Tensor | None: ...
     def finish(self) -> None: ...
     def correct(self, z: Tensor) -> None: ...
     def close(self, ax: Tensor, *, stop: bool) -> None: ...
@@ -239,7 +242,8 @@ class _Loop:
                 return True
             if engine.idle(j, wait=self.watcher is not None):
                 break
-            if self.compaction and not engine.x.is_cuda:  # on CUDA this would synchronise inside the cycle
-                active = engine.outcome == ACTIVE
-                self.compaction.keep(active, int(active.sum()), between_cycles=False)
+            if self.compaction and self.problem.restart - j > _FEWEST_STEPS_LEFT:
+                active = engine.active_systems(j)
+                if active is not None:
+                    self.compaction.keep(active, int(active.sum()), between_cycles=False)
         return False

@@ -162,7 +162,10 @@ class Compaction:
         if count == self.like.shape[0]:
             self.index, self.narrowed = None, self.full
             return
-        self.index = wanted.nonzero().flatten()
+        index = wanted.nonzero().flatten()
+        if index.device != self.like.device:  # by way of pinned memory, so that nobody waits
+            index = index.pin_memory().to(self.like.device, non_blocking=True)
+        self.index = index
         restricted = self.operator.restrict(self.index)
         self.narrowed = Checked("A.restrict(index)", restricted, self.like[:count])
 
