@@ -306,7 +306,7 @@ def main() -> None:
 
     repeats = 7 if options.quick else 15
     cuda = torch.cuda.is_available() and hasattr(_native.extension, "cuda")
-    record = measure.machine()
+    record = measure.machine() | {"command": measure.command("bench/bench_gmres.py")}
     record["gpu"], record["rows"] = "measured" if cuda else "skipped: no CUDA", []
     print(f"{record['cpu']}, {record['threads']} threads, torch {record['torch']}, commit {record['git'][:10]}")
     plans = []

@@ -128,7 +128,8 @@ def main() -> None:
         for name, (model, shape) in cases(options.quick).items():
             rows += measure_case(name, model, shape, device, options.quick)
     if options.output is not None:
-        measure.write_json(options.output, {"machine": machine, "rows": rows})
+        command = measure.command("bench/bench_hvp.py")
+        measure.write_json(options.output, {"command": command, "machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

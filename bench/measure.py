@@ -7,8 +7,10 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +173,20 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     record = machine()
     print(f"{record['cpu']}, {record['cores']} cores, {record['threads']} threads, torch {record['torch']}")
     return record
+
+
+def command(script: str) -> str:
+    """What was run, for the record: paths relative to this repository, others cut to their names."""
+    root = Path(__file__).resolve().parents[1]
+    words = []
+    for word in sys.argv[1:]:
+        path = Path(word)
+        if path.is_absolute():
+            word = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+        words.append(word)
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    start = "python" if processes is None else f"torchrun --nproc-per-node={processes}"
+    return shlex.join([*start.split(), script, *words])
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

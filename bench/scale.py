@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -33,7 +31,6 @@ from scaling import curves, ranks
 from scaling.memory import Guard
 
 CURVES = ("n", "B", "m", "threads")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def arguments() -> argparse.Namespace:
@@ -61,18 +58,6 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def command() -> str:
-    """What was run, with paths relative to this repository or cut to their names."""
-    words = []
-    for word in sys.argv[1:]:
-        path = Path(word)
-        inside = path.is_absolute() and path.is_relative_to(ROOT)
-        words.append(str(path.relative_to(ROOT)) if inside else path.name if path.is_absolute() else word)
-    processes = os.environ.get("LOCAL_WORLD_SIZE")
-    start = "python" if processes is None else f"torchrun --nproc-per-node={processes}"
-    return " ".join([start, "bench/scale.py", *words])
-
-
 def single(options: argparse.Namespace, repeats: int, least_seconds: float) -> dict[str, Any]:
     device = torch.device(options.device)
     record = measure.start(options)
@@ -83,7 +68,13 @@ def single(options: argparse.Namespace, repeats: int, least_seconds: float) -> d
         if curve.over in options.only:
             guard = Guard.of(device, options.memory)
             made.append(curves.measured(curve, device, guard, repeats=repeats, least_seconds=least_seconds))
-    return {"command": command(), "machine": record, "device": device.type, "ceilings": ceilings, "curves": made}
+    return {
+        "command": measure.command("bench/scale.py"),
+        "machine": record,
+        "device": device.type,
+        "ceilings": ceilings,
+        "curves": made,
+    }
 
 
 def main() -> None:
@@ -95,7 +86,7 @@ def main() -> None:
     else:
         found = ranks.run(options, repeats=repeats, least_seconds=least_seconds)
         if found is not None:
-            found = {"command": command()} | found
+            found = {"command": measure.command("bench/scale.py")} | found
     if found is not None and options.output is not None:
         measure.write_json(options.output, found)
 
