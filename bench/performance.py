@@ -77,13 +77,13 @@ def write(output: Path, text: str, figures: dict[str, Callable[[], Figure]]) -> 
     output.write_text(text, encoding="utf-8")
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=BENCH / "results", help="folder of the JSON files")
     parser.add_argument("--targets", type=Path, default=BENCH / "targets.json", help="the goals and the reasons")
     parser.add_argument("--output", type=Path, default=BENCH.parent / "docs" / "performance.md", help="what to write")
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if it is stale")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if not options.results.is_dir():
         parser.error(f"--results: {options.results} is no folder")
     if not options.targets.is_file():

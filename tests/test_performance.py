@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     cpu = [step("cpu", 64, 3072, 100, 1000.0, 4.5), step("cpu", 1, 784, 20, 3.0, 2.5)]
     write(results, "gmres_cpu", MACHINE | {"rows": cpu, "cpu_ceilings": {"read_gbs": 50.0, "copy_gbs": 40.0}})
     graphs = {"fused graph": spread(5.0), "smart graph": spread(20.0), "fused": spread(9.0), "smart": spread(60.0)}
-    gpu = [step("cuda", 1, 784, 20, 9.0, 6.0, us=graphs), step("cuda", 1024, 3072, 20, 60.0, 4.0)]
+    gpu = [step("cuda", 1, 784, 20, 9.0, 6.0) | {"us": graphs}, step("cuda", 1024, 3072, 20, 60.0, 4.0)]
     ceilings = {"copy_gbs": 4000.0, "read_gbs": 4100.0, "eager_op_us": 4.0, "graph_node_us": 1.5}
     write(results, "gmres_cuda", GPU | {"rows": gpu, "cuda_ceilings": ceilings})
     point = {
@@ -100,10 +100,8 @@ def section(document: str, title: str) -> str:
 def test_everything_is_told_with_its_command_commit_date_hardware_and_threads(folder: Path) -> None:
     document = render(folder)
     end_to_end = section(document, "## SOAE end to end, beside the paper's way")
-    assert (
-        "`python bench/x.py --output bench/results/x.json`, commit abcdef0123, 2030-01-02; a processor, 8 cores; "
-        in (end_to_end)
-    )
+    told = "`python bench/x.py --output bench/results/x.json`, commit abcdef0123, 2030-01-02; a processor, 8 cores; "
+    assert told in end_to_end
     assert "threads: 2" in end_to_end
     assert "7.5× (6.75–8.25)" in end_to_end
     assert "| ResNet-18 | – | – | – |" in end_to_end  # what a file does not hold is a dash
@@ -225,37 +223,36 @@ def test_numbers(value: object, text: str) -> None:
     assert records.number(value) == text
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / "performance.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=None)
-
-
-def test_check_notices_changed_results_and_missing_pictures(folder: Path, tmp_path: Path) -> None:
+def test_check_notices_changed_results_and_missing_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "docs" / "performance.md"
-    words = ("--results", str(folder), "--output", str(output))
-    assert run(*words, "--check").returncode == 1
+    words = ["--results", str(folder), "--output", str(output)]
+    assert performance.main([*words, "--check"]) == 1
     assert not output.exists()
-    assert run(*words).returncode == 0
-    assert run(*words, "--check").returncode == 0
+    assert performance.main(words) == 0
+    assert performance.main([*words, "--check"]) == 0
     pictures = sorted(path.stem for path in (output.parent / "performance").iterdir())
     assert pictures == ["ranks_cpu", "roofline_cpu", "roofline_gpu", "scale_cpu", "scale_gpu"]
     (output.parent / "performance" / "scale_cpu.png").unlink()
-    missing = run(*words, "--check")
-    assert (missing.returncode, "scale_cpu.png is missing" in missing.stderr) == (1, True)
-    assert run(*words).returncode == 0
+    capsys.readouterr()
+    assert performance.main([*words, "--check"]) == 1
+    assert "scale_cpu.png is missing" in capsys.readouterr().err
+    assert performance.main(words) == 0
     (folder / "scale_ranks_cpu.json").unlink()
-    stale = run(*words, "--check")
-    assert stale.returncode == 1
-    assert "run python bench/performance.py" in stale.stderr
+    assert performance.main([*words, "--check"]) == 1
+    assert "run python bench/performance.py" in capsys.readouterr().err
+    assert performance.main(words) == 0
+    assert not (output.parent / "performance" / "ranks_cpu.png").exists()
 
 
 def test_a_broken_file_is_one_error(folder: Path, tmp_path: Path) -> None:
     (folder / "gmres_cpu.json").write_text("{")
-    done = run("--results", str(folder), "--output", str(tmp_path / "out.md"))
+    command = [sys.executable, str(BENCH / "performance.py"), "--results", str(folder)]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out.md")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "gmres_cpu.json" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out.md").exists()
-    assert run("--results", str(tmp_path / "nowhere")).returncode == 2
 
 
 def test_the_committed_document_is_what_the_committed_results_give() -> None:

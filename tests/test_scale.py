@@ -62,7 +62,7 @@ def test_a_solver_that_tells_another_residual_ends_the_run() -> None:
 
 def test_half_of_the_systems_meet_the_tolerance_of_the_check() -> None:
     """So verdicts of both kinds are compared between the shards and the whole."""
-    status = Systems(Shape(6, 256, 8), CPU).solve(Workspace(), rtol=ranks.TOLERANCE).status.tolist()
+    status = Systems(Shape(6, 256, 8), CPU, mixed=True).solve(Workspace(), rtol=ranks.TOLERANCE).status.tolist()
     assert status == 3 * [Status.CONVERGED, Status.MAX_ITERS]
 
 
@@ -136,6 +136,15 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         assert 0 < row["check"]["converged"] < row["B"]
         assert row["check"]["largest_residual_difference"] < 1e-3
         assert row["speedup"]["p10"] <= row["speedup"]["median"] <= row["speedup"]["p90"]
+
+
+def test_shards_that_differ_from_the_whole_are_found() -> None:
+    whole = [(0, 8, 1e-3), (1, 8, 0.5), (0, 7, 2e-3)]
+    assert ranks.differing([(0, 8, 1.001e-3), (1, 8, 0.5), (0, 6, 6e-3)], whole) == []
+    assert ranks.differing([(1, 8, 1e-3), (1, 8, 0.52), (0, 9, 2e-3)], whole) == [0, 1, 2]
+    assert ranks.differing([(0, 7, 0.2), *whole[1:]], whole) == [0]
+    assert ranks.differing([(0, 8, float("nan")), *whole[1:]], whole) == [0]
+    assert ranks.differing(whole[:2], whole) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from .model import solve_bytes
 from .systems import Shape, Systems, shared_workspace
 
 Row = dict[str, Any]
+Answer = tuple[int, int, float]  # status, iterations and relative true residual of a system
 TOLERANCE = 1e-2  # what every second system meets in the check, and the others miss by far
+RESIDUALS_AGREE = 1e-2  # relative: those of the check lie far above rounding
 
 
 @dataclass(frozen=True)
@@ -84,27 +86,38 @@ def cases(world: int, device: torch.device, quick: bool) -> list[Case]:
 
 def check(case: Case, group: Group) -> Row:
     """The parts' verdicts and true residuals, gathered, are those of the whole batch in one process."""
-    mine = _answers(Systems(case.shape, group.device, part=part(case.shape.batch, group.rank, case.ranks)))
+    mine = _answers(Systems(case.shape, group.device, part=part(case.shape.batch, group.rank, case.ranks), mixed=True))
     gathered = group.gather(mine)
     if group.rank > 0:
         group.gather([])
         return {}
-    whole = _answers(Systems(case.shape, group.device))
-    differing = [
-        index for index, ((status, steps, residual), (status1, steps1, residual1))
-        in enumerate(zip(gathered, whole, strict=True))
-        if status != status1 or abs(steps - steps1) > 1 or abs(residual - residual1) > 2e-2 * residual1 + 1e-5
-    ]  # fmt: skip
+    whole = _answers(Systems(case.shape, group.device, mixed=True))
     group.gather([])  # the others wait here, so that none of them starts while the whole batch is solved
-    if differing:
-        raise SystemExit(f"{case}: systems {differing} differ from those of the unsharded solve")
+    wrong = differing(gathered, whole)
+    if wrong:
+        raise SystemExit(f"{case}: systems {wrong} differ from those of the unsharded solve")
     converged = sum(status == 0 for status, _, _ in whole)
     largest = max(abs(a[2] - b[2]) for a, b in zip(gathered, whole, strict=True))
     return {"systems": len(whole), "converged": converged, "largest_residual_difference": largest}
 
 
-def _answers(systems: Systems) -> list[tuple[int, int, float]]:
-    """Status, iterations and relative true residual of every system."""
+def differing(gathered: list[Answer], whole: list[Answer]) -> list[int]:
+    """Systems that differ by more than rounding, which may end a solve that meets its tolerance one step apart."""
+
+    def agree(mine: Answer, expected: Answer) -> bool:
+        if mine[0] != expected[0] or abs(mine[1] - expected[1]) > 1:
+            return False
+        if mine[1] != expected[1]:
+            return max(mine[2], expected[2]) <= TOLERANCE
+        return abs(mine[2] - expected[2]) <= RESIDUALS_AGREE * expected[2]
+
+    if len(gathered) != len(whole):
+        return list(range(max(len(gathered), len(whole))))
+    return [index for index, pair in enumerate(zip(gathered, whole, strict=True)) if not agree(*pair)]
+
+
+def _answers(systems: Systems) -> list[Answer]:
+    """Of every system, solved to the tolerance of the check."""
     if len(systems.b) == 0:
         return []
     result = systems.solve(shared_workspace(), rtol=TOLERANCE)
