@@ -78,6 +78,8 @@ def folder(tmp_path: Path) -> Path:
     attack = {"case": "small CNN", "attack": "FGSM", "ms": spread(3.0), "fooled": 0.25}
     rows = [attack | {"library": name, "ratio": spread(r)} for name, r in (("soae_ext", 1.0), ("foolbox", 0.9))]
     write(results, "attacks_cpu", command | {"rows": rows, "versions": {"foolbox": "3.3"}})
+    compared = {"device": "cpu", "settings": {"threads": 2, "rounds": 3}, "problems": [], "traps": [], "versions": {}}
+    write(results, "compare_cpu", MACHINE | compared | {"command": "python bench/compare.py", "absent": {}})
     return results
 
 
@@ -110,6 +112,7 @@ def test_everything_is_told_with_its_command_commit_date_hardware_and_threads(fo
     assert "not measured: needs 9.00 GiB" in scaling
     assert "threads: 1 a rank" in scaling
     assert "a GPU" in section(document, "## One step and one solve")
+    assert "`python bench/compare.py` on a processor, 2 threads" in section(document, "## GMRES of other libraries")
 
 
 def test_nothing_is_said_to_be_measured_where_nothing_is(tmp_path: Path) -> None:

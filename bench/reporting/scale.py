@@ -62,8 +62,8 @@ def _curves(record: Record, device: str, figures: Figures) -> str:
     text = (
         "A solve is one cycle of exactly m float32 steps. The operator (a diagonal and a low rank) is measured alone "
         "in the same turns; the columns after its share are without it. The basis is counted once a step and once for "
-        "x; the share of the read bandwidth is left out where it fits the cache. The systems have condition 10⁴ and are far "
-        "from solved after m steps: that the residual is what the solver says it is was checked in float64."
+        "x; the share of the read bandwidth is left out where it fits the cache. The systems have condition 10⁴ and "
+        "are far from solved after m steps; that their residuals are what the solver says was checked in float64."
     )
     parts = [f"{header(record, ALONE)} {ceilings(record.get('ceilings', {}))}\n\n{text}"]
     titles = [

@@ -30,9 +30,9 @@ class Systems:
     """A_i = diag(d_i) + u u^T, random right-hand sides; the systems `part` of those that `shape` and a seed make.
 
     u is a unit vector over the first `CORNER` unknowns, where d_i is 1: so the eigenvalues are the other entries of
-    d_i, log-uniform between 1/condition and 1, and 1 and 2. The condition is `HARD`; `mixed` makes every second system easy. A product is one multiplication by the diagonal and what
-    little u takes, in elementwise operations (a matrix product would wake all threads for it), written into a buffer
-    that is kept.
+    d_i, log-uniform between 1/condition and 1, and 1 and 2. The condition is `HARD`; `mixed` makes every second
+    system `EASY`. A product is one multiplication by the diagonal and what little u takes, in elementwise operations
+    (a matrix product would wake all threads for it), written into a buffer that is kept.
     """
 
     def __init__(self, shape: Shape, device: torch.device, *, part: slice = slice(None), mixed: bool = False) -> None:
