@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -81,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, why in absent.items():
         print(f"{name}: {why}")
     record = measure.machine() | {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": measure.command("bench/compare.py"),
         "device": options.device,
         "absent": absent,
         "settings": {"threads": options.threads, "rounds": options.rounds or (5 if options.quick else 15)},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from soae_ext.plots.style import LIGHT, MARKERS, new_figure, style_axes
 
@@ -108,7 +109,7 @@ def curves_figure(record: Record) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(ticks, [str(tick) for tick in ticks], rotation=45 if max(ticks) > 999 else 0)
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(over)
         axes.set_ylabel("systems a second")
         axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text)
