@@ -27,6 +27,7 @@ COMMANDS = {
     "attack": "Attack a digit classifier and print what is left of its accuracy.",
     "evaluate": "Evaluate a classifier under several attacks, with curves, pictures and sanity checks.",
     "train": "Train a classifier, plainly or against adversarial examples.",
+    "reproduce": "Measure the paper's tables: train the rows, attack the columns, say which claims hold.",
     "plot": "Compare training runs: loss and accuracy against epochs and against gradients.",
     "data pack": "Pack images into one small file that loads in a moment.",
     "doctor": "Print what was built, what hardware is seen, and what to do about what is missing.",

@@ -9,7 +9,7 @@ from typing import Any
 from .._files import replacing
 from .document import strict
 
-__all__ = ["markdown", "write_markdown"]
+__all__ = ["markdown", "pipe_table", "write_markdown"]
 
 Document = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ def markdown(document: Document, cells: Sequence[Sequence[str]]) -> str:
         f"# Robustness of {document['model']['name']}",
         f"{data['images']} images of {data['name']}, {config['norm']} eps = {config['eps']:.6g}, "
         f"seed {config['seed']}, {document['date']}.",
-        _table(cells),
+        pipe_table(cells),
         "Accuracies with Wilson's 95 % interval; gradients and forwards per image (an exact Hessian-vector product "
         "counts as 2 gradients); PSNR in dB and SSIM over the changed images; seconds added up over the batches.",
         *_worst_case(document),
@@ -52,7 +52,8 @@ def markdown(document: Document, cells: Sequence[Sequence[str]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def pipe_table(rows: Iterable[Sequence[str]]) -> str:
+    """A table of head and rows, the first column to the left and the others to the right."""
     head, *rest = ([_cell(value) for value in row] for row in rows)
     rule = [":--", *["--:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rest))
@@ -74,14 +75,14 @@ def _worst_case(document: Document) -> list[str]:
         for name, count in sorted(worst["broken_by"].items(), key=lambda pair: -pair[1])
     ]
     told = f"Of the {document['clean']['correct']} images that are classified correctly without attack:"
-    return ["## Worst case", told, _table([["broken by", "images", "by no other attack"], *rows])] if rows else []
+    return ["## Worst case", told, pipe_table([["broken by", "images", "by no other attack"], *rows])] if rows else []
 
 
 def _sanity(document: Document) -> list[str]:
     columns = ("verdict", "group", "name", "value", "limit", "text")
     rows = [[check[column] for column in columns] for check in document.get("sanity") or ()]
     head = ["verdict", "group", "check", "value", "limit", "meaning"]
-    return ["## Sanity checks", _table([head, *rows])] if rows else []
+    return ["## Sanity checks", pipe_table([head, *rows])] if rows else []
 
 
 def _curve(curve: Document) -> str:
@@ -94,7 +95,7 @@ def _curve(curve: Document) -> str:
                 share += f" ({_percent(line['low'][place])} to {_percent(line['high'][place])})"
             extra = [_number(line["extra"][name][place]) if name in line["extra"] else "-" for name in columns]
             rows.append([line["name"], _number(x), share, *extra])
-    return "\n\n".join(part for part in (f"## {curve['title']}", curve.get("note", ""), _table(rows)) if part)
+    return "\n\n".join(part for part in (f"## {curve['title']}", curve.get("note", ""), pipe_table(rows)) if part)
 
 
 def _edges(document: Document) -> list[str]:
@@ -103,7 +104,7 @@ def _edges(document: Document) -> list[str]:
         for each in document.get("edges") or ()
     ]
     head = ["", "Pearson", "Spearman", "share of energy on the strongest edges", "images"]
-    return ["## Perturbations on edges", _table([head, *rows])] if rows else []
+    return ["## Perturbations on edges", pipe_table([head, *rows])] if rows else []
 
 
 def _features(document: Document) -> list[str]:
@@ -112,7 +113,7 @@ def _features(document: Document) -> list[str]:
         return []
     rows = [[each["name"], _interval(each["distortion"]), _interval(each["fooled"])] for each in features["attacks"]]
     told = f"Distortion |f(x') - f(x)| / |f(x)| of the output f of `{features['layer']}`."
-    return ["## Features", told, _table([["", "changed images", "images that fool"], *rows])]
+    return ["## Features", told, pipe_table([["", "changed images", "images that fool"], *rows])]
 
 
 def _setup(document: Document) -> list[str]:

@@ -1,0 +1,1 @@
+"""Measuring the tables of the paper, cell by cell: what `soae reproduce` does."""
