@@ -199,11 +199,14 @@ class Worker:
         return self._load(use.name, use.test_split, use.test)
 
     def _load(self, name: str, split: str, n: int | None) -> ImageData:
-        """The first `n` images of a split, which is decoded once, as far as it was asked for."""
+        """The first `n` images of a split, which is decoded once, as far as it was asked for; always the same ones."""
         kept = self._data.get((name, split))
         if kept is None or (kept[0] is not None and (n is None or kept[0] < n)):
             kept = self._data[name, split] = n, read_images(self.sources, name, split, n)
-        return kept[1].first(n)
+        images = kept[1].first(n)
+        said = f"the {'' if n is None else f'first {n} '}images of {name} ({split})"
+        self.processes.lead(lambda: self.folder.check_data(said, images.fingerprint))
+        return images
 
     def _provenance(self) -> dict[str, Any]:
         return {

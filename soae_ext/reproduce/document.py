@@ -86,8 +86,17 @@ def _block(table: Table, block: Block, folder: Folder) -> Document:
         "images": {column.name: column.images or block.use.test for column in block.columns},
         "paper_network": block.paper,
         "paper_dimensions": paper.dimensions(block.use.name) if block.dimensions else None,
-        "rows": [_row(table, block, row, folder) for row in block.rows],
+        "rows": [
+            *(_row(table, block, row, folder) for row in block.rows),
+            *(_row(table, block, Row(name, None, ()), folder) for name in _unplanned(table, block)),
+        ],
     }
+
+
+def _unplanned(table: Table, block: Block) -> list[str]:
+    """The paper's rows that the plan has no counterpart of."""
+    planned = {row.name for row in block.rows}
+    return [name for name in paper.rows(table.name, block.paper) if name not in planned]
 
 
 def _row(table: Table, block: Block, row: Row, folder: Folder) -> Document:
@@ -99,12 +108,12 @@ def _row(table: Table, block: Block, row: Row, folder: Folder) -> Document:
         "objective": row.objective,
         "epochs": row.epochs or block.recipe.epochs,
         "seeds": row.seeds,
-        "training": [cell(seed) for seed in row.seeds] if row.objective is not None else None,
+        "training": None if row.seeds and row.objective is None else [cell(seed) for seed in row.seeds],
         "cells": {
             column.name: [cell(seed, column) if column in block.columns_of(row, seed) else None for seed in row.seeds]
             for column in block.columns
         },
-        "dimensions": cell(row.seeds[0], dimensions=True) if block.dimensions else None,
+        "dimensions": cell(row.seeds[0], dimensions=True) if block.dimensions and row.seeds else None,
         "paper": {
             column.name: paper.quality(block.use.name, column.paper)
             if table.name == "5"

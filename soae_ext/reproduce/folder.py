@@ -1,6 +1,7 @@
 """The run directory of `soae reproduce`: whose it is, and its finished cells.
 
     reproduce.json                      budget, scale, device, threads and versions; nothing else may go on here
+    data.json                           checksums of the images that were used
     cells/BLOCK/ROW-seedN/NAME.json     one for every training and every measurement that is finished
     train/BLOCK/ROW-seedN/              run directories of the trainings, see :mod:`soae_ext.training.run`
     parts/                              batches of measurements that are not finished
@@ -93,6 +94,24 @@ class Folder:
     def probe(self, block: str, row: str, seed: int) -> Path:
         """Where accuracies after each epoch are kept until the training is finished."""
         return self.directory / "probes" / f"{slug(block)}-{slug(row)}-seed{seed}.json"
+
+    def check_data(self, name: str, fingerprint: str) -> None:
+        """Keep which images are called `name`, and raise if they were others before.
+
+        Raises:
+            ValueError: they were; the message starts with `data`.
+            OSError: it cannot be written.
+        """
+        path = self.directory / "data.json"
+        kept = self.read(path) or {}
+        if kept.get(name, fingerprint) != fingerprint:
+            raise ValueError(
+                f"data: {name} are other images than those that {self.directory} was begun with: give those, or name "
+                "another --run-dir"
+            )
+        if name not in kept:
+            with replacing(path, durable=True) as temporary:
+                temporary.write_text(json.dumps({**kept, name: fingerprint}, indent=1) + "\n", encoding="utf-8")
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """A finished cell; `None` if it is not finished, or not readable: then it is made anew."""

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["accuracy", "dimensions", "numbers", "quality"]
+__all__ = ["accuracy", "dimensions", "numbers", "quality", "rows"]
 
 # How Tables IV and V call the data sets.
 _DATA = {"mnist": "mnist", "cifar10": "cifar10", "imagenet-sample": "imagenet", "imagenet100": "imagenet"}
@@ -33,6 +33,11 @@ def accuracy(table: str, network: str | None, row: str, column: str | None) -> f
         return None
     share: float = values[entry["columns"].index(column)] / 100
     return share
+
+
+def rows(table: str, network: str | None) -> list[str]:
+    """Names of the rows of Tables I to III; nothing for other tables or networks."""
+    return [] if table not in ("1", "2", "3") else list(numbers()[table]["rows"].get(network, {}))
 
 
 def dimensions(data: str) -> list[int]:

@@ -53,17 +53,11 @@ def sections(document: Document) -> list[Section]:
 
 
 def _summary(document: Document) -> Section:
-    scale = document["scale"]
-    rehearsal = (
-        (f"**A rehearsal at scale {scale:g}**: images, epochs and AutoAttack are cut; the numbers mean nothing.",)
-        if scale != 1
-        else ()
-    )
     left = f"{len(document['left'])} cells of this command are not measured yet. " if document["left"] else ""
     return Section(
         "What is shown",
         (
-            *rehearsal,
+            *_rehearsal(document),
             f"Budget {document['budget']}. {left}Accuracies are of the network after the last step of its training, on "
             "the first test images; the best epoch is not picked. In a cell: our mean over the seeds, in brackets "
             "Wilson's 95 % interval for one network with that many correct images, the smallest and the largest of the "
@@ -216,6 +210,13 @@ def _single(block: Document) -> Iterator[Grid]:
     yield Grid(f"{block['title']}: course of the training", head, rows)
 
 
+def _rehearsal(document: Document) -> tuple[str, ...]:
+    scale = document["scale"]
+    if scale == 1:
+        return ()
+    return (f"**A rehearsal at scale {scale:g}**: images, epochs and AutoAttack are cut; the numbers mean nothing.",)
+
+
 def _claims(document: Document) -> Iterator[Section]:
     rows = [
         [claim["claim"], claim["verdict"], "; ".join(claim["evidence"]) or NOT_MEASURED] for claim in document["claims"]
@@ -223,6 +224,7 @@ def _claims(document: Document) -> Iterator[Section]:
     yield Section(
         "Which of the paper's claims hold here",
         (
+            *_rehearsal(document),
             "A claim holds where every measured comparison says so with its 95 % interval (paired, on the same "
             "images), does not hold where one says the contrary with its interval, and is undecided otherwise. "
             "Intervals are for these networks; how much another seed would change is shown by the seeds above.",
