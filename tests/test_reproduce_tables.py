@@ -241,7 +241,7 @@ def test_krylov_dimensions_are_those_of_dense_hessians():
         m = [by_least_squares(H, g, THRESHOLDS[place]) for H, g in zip(hessians, gradients, strict=True)]
         entry = found["one image, exact products"]["thresholds"][place]
         assert (entry["largest"], entry["reached"], entry["mean"]) == (max(m), 6, pytest.approx(sum(m) / 6))
-    for place in (3, 4):
-        entry = found["6 images as one system, differences"]["thresholds"][place]
-        assert (entry["systems"], entry["largest"]) == (1, by_least_squares(*whole, THRESHOLDS[place]))
-    assert by_least_squares(*whole, 1e-2) > max(by_least_squares(*each, 1e-2) for each in zip(hessians, gradients, strict=True))
+    joined = found["6 images as one system, differences"]["thresholds"][4]  # differences decide below 1e-1
+    assert (joined["systems"], joined["largest"]) == (1, by_least_squares(*whole, THRESHOLDS[4]))
+    alone = [by_least_squares(H, g, 1e-1) for H, g in zip(hessians, gradients, strict=True)]
+    assert joined["largest"] > max(alone)
