@@ -82,7 +82,10 @@ def test_a_run_makes_every_cell_and_writes_three_files(whole, capfd, data, tmp_p
     assert document["left"] == []
     text = output.with_suffix(".md").read_text()
     assert "paper 87.62 %" in text
-    assert "| not measured" not in text.partition("## Which")[0]
+    measured = [line for line in text.splitlines() if line.startswith(("| STD |", "| SOAT |"))]
+    assert len(measured) == 2
+    assert not any("not measured" in line for line in measured)
+    assert "| TRADES | not measured | not measured; paper 85.98 % |" in text  # the paper's row, not in this plan
     page = output.with_suffix(".html").read_text()
     assert page.startswith("<!doctype html>")
     assert "SOAT" in page

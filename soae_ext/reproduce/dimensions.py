@@ -25,11 +25,11 @@ _NUMBERS = 2**27
 
 
 def krylov_dimensions(model: nn.Module, data: ImageData, device: torch.device) -> dict[str, Any]:
-    """m of H d = g by GMRES without restarts, from zero, for every threshold in three ways.
+    """m of H d = g by GMRES without restarts, from zero, for every threshold in four ways.
 
     m is the first dimension whose residual estimate is at most threshold * |g|. H is the Hessian of the cross-entropy
-    with respect to the image, in single precision: of one image with exact products; of one image with one-sided
-    differences; and of all images taken for one system of order n_images * n_pixels, with differences.
+    with respect to the image, in single precision: of one image, or of all images taken for one system of order
+    n_images * n_pixels; with exact products, or with one-sided differences.
 
     Args:
         model: in eval mode, on `device`.
@@ -46,7 +46,8 @@ def krylov_dimensions(model: nn.Module, data: ImageData, device: torch.device) -
         "thresholds": list(THRESHOLDS),
         "one image, exact products": _ways(loss, x, y, "traced", False, _SINGLE),
         "one image, differences": _ways(loss, x, y, "finite-difference", False, _SINGLE),
-        f"{len(x)} images as one system, differences": _ways(loss, x, y, "finite-difference", True, joined),
+        "the images as one system, exact products": _ways(loss, x, y, "traced", True, joined),
+        "the images as one system, differences": _ways(loss, x, y, "finite-difference", True, joined),
     }
 
 

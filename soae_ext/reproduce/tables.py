@@ -144,7 +144,7 @@ def _dimensions(block: Document) -> Iterator[Grid]:
             if isinstance(entry, dict) and "cap" in entry:
                 rows.append([f"{row['name']}, {way}", *(_m(each, entry["cap"]) for each in entry["thresholds"])])
     rows.append(["the paper", *map(str, block["paper_dimensions"])])
-    head = [f"{value:g}" for value in thresholds or (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)]
+    head = [f"{value:.0e}" for value in thresholds or (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)]
     yield Grid(f"{block['title']}: mean m (largest), by the threshold on the relative residual", ["", *head], rows)
 
 
