@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from soae_ext.attacks import PGD
 from soae_ext.commands import reproduce
+from soae_ext.data import load_data
 from soae_ext.evaluation.store import digest
+from soae_ext.models import load_model
 from soae_ext.reproduce import limit
 from soae_ext.training import loop
 from tests.cli_harness import ROOT, assert_refused, call, process, refuse
@@ -93,10 +96,6 @@ def test_a_run_makes_every_cell_and_writes_three_files(whole, capfd, data, tmp_p
 
 
 def test_an_accuracy_is_that_of_the_network_in_the_run_directory(whole, data):
-    from soae_ext.attacks import PGD
-    from soae_ext.data import load_data
-    from soae_ext.models import load_model
-
     images = load_data(data, "test", 10)
     for seed in (0, 1):
         model = load_model(block().model, whole / "train" / "mnist-tiny" / f"SOAT-seed{seed}" / "model.safetensors")
@@ -105,6 +104,15 @@ def test_an_accuracy_is_that_of_the_network_in_the_run_directory(whole, data):
         assert cell["image_correct"] == "".join(str(int(not fooled)) for fooled in result.success.tolist())
         assert cell["robust"]["correct"] == int((~result.success).sum())
         assert cell["gradients_per_image"] == pytest.approx(result.gradient_calls.double().mean().item())
+
+
+def test_every_seed_starts_from_a_network_of_its_own(whole):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = load_model(block().model).state_dict()
+        manifest = json.loads((whole / "train" / "mnist-tiny" / f"SOAT-seed{seed}" / "run.json").read_text())
+        assert manifest["weights"] == digest(*(part for name in sorted(state) for part in (name, state[name])))
+        assert manifest["seed"] == seed
 
 
 def test_a_run_that_is_stopped_after_every_cell_ends_as_one_that_is_not(whole, capfd, data, tmp_path, monkeypatch):

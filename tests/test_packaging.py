@@ -90,7 +90,8 @@ def test_the_sdist_builds_a_wheel_that_works(sdist: Path, tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert {"soae_ext/_C.pyi", "soae_ext/py.typed", "soae_ext/assets/digits.safetensors"} <= set(names)
+    needed = {"_C.pyi", "py.typed", "assets/digits.safetensors", "reproduce/paper.json"}
+    assert {f"soae_ext/{name}" for name in needed} <= set(names)
     assert [name for name in names if re.fullmatch(r"soae_ext/_C\..*\.(so|pyd)", name)]
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"soae_ext"}
     code = "import soae_ext; print(soae_ext.__file__, soae_ext.build_info())"
