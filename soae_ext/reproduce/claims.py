@@ -192,6 +192,8 @@ def _as_many(entry: Document, least: int) -> bool | None:
 def _most(entry: Document) -> str:
     largest = max((each["largest"] or 0 for each in entry["thresholds"]), default=0)
     cut = any(each["reached"] < each["systems"] for each in entry["thresholds"])
+    if not largest:
+        return f"m of more than {entry['cap']}"
     return f"m of {largest} at most" + (f" where it ends, more than {entry['cap']} elsewhere" if cut else "")
 
 

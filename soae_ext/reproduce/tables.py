@@ -114,8 +114,9 @@ def _cost(row: Document) -> str:
     done = [cell for cell in row["training"] if cell]
     if not done:
         return NOT_MEASURED
+    gradients = fmean(cell["gradients_per_image"] for cell in done)
     minutes = fmean(cell["seconds"] for cell in done) / 60
-    return f"{fmean(cell['gradients_per_image'] for cell in done):.1f} x {row['epochs']} epochs, {minutes:.1f} min"
+    return f"{gradients:.1f} in each epoch, epochs: {row['epochs']}, {minutes:.1f} min"
 
 
 def _costs(block: Document) -> list[list[str]]:
