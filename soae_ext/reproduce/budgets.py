@@ -3,12 +3,12 @@
 `cpu`, minutes on two otherwise idle cores, estimated from the speed of one cell of each kind:
 
     table 1          55    MNIST, small CNN, seven rows, three seeds of three of them, AutoAttack on 500 images
-    table 2          40    CIFAR-10, ResNet-18 of width 8 on 4,000 images, AutoAttack on 200
+    table 2          36    CIFAR-10, ResNet-18 of width 8 on 4,000 images, AutoAttack on 200
     table 3           8    ImageNet sample, EfficientNet-Lite0 as it comes
     table 4           4    the networks of tables 1 to 3
     table 5           0    the measurements of tables 1 to 3
-    equal-gradients  27    MNIST, small CNN, eight ways to craft at 3, 7 and 12 gradients
-    single-step      22    CIFAR-10, ResNet-18 of width 8, eps 8/255 and 16/255
+    equal-gradients  23    MNIST, small CNN, eight ways to craft at 3, 7 and 12 gradients
+    single-step      18    CIFAR-10, ResNet-18 of width 8, eps 8/255 and 16/255
 
 `gpu`: ResNet-18; `paper`: what section IV-A of the paper says, for a cluster. Neither has been timed.
 """
@@ -107,7 +107,7 @@ _SOAT = "SOAT:gradients=7"
 _SOAT_PAPER = (Row("SOAT, paper, -H^-1 g", "SOAT-paper:direction=paper"), Row("SOAT, 7 gradients", _SOAT))
 _MNIST_CPU: Recipe = replace(PRESETS["mnist-cpu"].recipe, epochs=3)
 _CIFAR_CPU = Recipe(
-    epochs=8, optimizer="sgd", lr=0.1, nesterov=True, schedule="one-cycle", augmentation="crop-flip", validate_every=4
+    epochs=7, optimizer="sgd", lr=0.1, nesterov=True, schedule="one-cycle", augmentation="crop-flip", validate_every=4
 )
 _GPU = replace(PRESETS["cifar10-gpu"].recipe, epochs=20)
 _MNIST_GPU = replace(_GPU, epochs=5, augmentation="none", eps_warmup=0.25)
@@ -283,7 +283,7 @@ _STUDY_COLUMNS = (
 def _equal_gradients(budget: Budget) -> tuple[Block, ...]:
     seeds: dict[int, tuple[int, ...]]
     if budget == "cpu":
-        base, use = _MNIST["cpu"][0], Use("mnist", 13000, 1000, 500)
+        base, use = _MNIST["cpu"][0], Use("mnist", 11000, 1000, 500)
         recipe, seeds = replace(_MNIST_CPU, epochs=4), {3: (0, 1), 7: (0, 1), 12: (0,)}
     else:
         base, use = _CIFAR["gpu"][0], Use("cifar10", 17667, 1000, 1000)
@@ -307,7 +307,7 @@ def _equal_gradients(budget: Budget) -> tuple[Block, ...]:
 
 def _single_step(budget: Budget) -> tuple[Block, ...]:
     base = _CIFAR["cpu" if budget == "cpu" else "gpu"][0]
-    epochs = 12 if budget == "cpu" else 30
+    epochs = 10 if budget == "cpu" else 30
     seeds = (0,) if budget == "cpu" else _SEEDS
     precision = base.recipe.precision if budget == "gpu" else "32-true"
     return tuple(
