@@ -104,7 +104,10 @@ void add_solve(py::module_& m) {
   c.def_readwrite("orthogonalization", &Solve::orthogonalization);
   c.def_readwrite("device", &Solve::device);
   c.def_readwrite("threads", &Solve::threads);
+  c.def_readwrite("basis_dtype", &Solve::basis_dtype);
+  c.def_readwrite("basis_exponent", &Solve::basis_exponent);
   c.def_readwrite("update_rows", &Solve::update_rows);
+  c.def_readwrite("update_ld", &Solve::update_ld);
   def_pointer(c, "b", &Solve::b);
   def_pointer(c, "x", &Solve::x);
   def_pointer(c, "candidate", &Solve::candidate);

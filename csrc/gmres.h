@@ -10,14 +10,19 @@
 // ends by breakdown or a bad column alone, and finish, correct and close are not called.
 // The launchers never allocate, never synchronise and touch no stream but the one they are given.
 //
-// Shapes below are row-major. B = batch, n = unknowns, ld = n rounded up to a multiple of 128 bytes, m = restart.
+// Shapes below are row-major. B = batch, n = unknowns, m = restart; ld = n rounded up to a multiple of 128 bytes of what
+// the rows are stored in.
+//
+// The basis may be stored in less than the working precision, times 2^basis_exponent. Arithmetic stays in the working
+// precision, and what was stored, converted back, is the basis vector: the operator receives it, others are
+// orthogonalised against it, and x is made of it. Rounding then enters A V = V H only as the error of each new column.
 #pragma once
 
 #include <cstdint>
 
 namespace soae {
 
-enum Dtype : int32_t { kFloat32 = 0, kFloat64 = 1 };
+enum Dtype : int32_t { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 3 };
 
 // kMgs: one sweep over the basis, panel by panel (classical inside a panel, modified between panels), or its equal in
 // split-n kernels. kCgs2: every vector is orthogonalised twice.
@@ -42,7 +47,8 @@ enum Outcome : int32_t {
   kBroken = 3,     // breakdown, happy or not
   kBadColumn = 4,  // the operator returned something non-finite
   kFrozen = 5,     // has its verdict already
-  kSaturated = 6,  // R became numerically singular without a breakdown: the cycle is over, a new one may help
+  kSaturated = 6,  // the cycle is over, a new one may help: R became numerically singular without a breakdown, or the
+                   // estimate fell below what a basis in reduced precision can vouch for
 };
 
 // One record per system, 72 bytes; Python reads it through strided views (binding.cpp exports the offsets).
@@ -66,21 +72,24 @@ static_assert(sizeof(System) == 72, "Python's view of System depends on its size
 struct Solve {
   int64_t batch;
   int64_t n;
-  int64_t ld;         // elements, a multiple of 128 bytes
+  int64_t ld;         // of the basis, in elements
   int64_t restart;
   int64_t max_iters;
-  int32_t dtype;              // Dtype
+  int32_t dtype;              // Dtype of all vectors, kFloat32 or kFloat64
   int32_t orthogonalization;  // Orthogonalization
   int32_t device;             // CUDA device index, ignored on the CPU
   int32_t threads;            // CPU threads, ignored on CUDA
+  int32_t basis_dtype;        // Dtype: dtype, or kFloat16, kBfloat16, or kFloat32 under kFloat64
+  int32_t basis_exponent;     // the basis holds v 2^basis_exponent, and so does update where it is the basis
 
   const void* b;        // (B, n)
   void* x;              // (B, n) best iterate so far
   void* candidate;      // (B, n) iterate at the end of the cycle
   void* direction;      // (B, n) what the operator receives next; zero rows for systems that are not active
   void* basis;          // (B, m+1, ld) V; entries n..ld-1 of a written row are zero
-  const void* update;   // (B, update_rows, ld) what y multiplies: V, or Z of flexible GMRES
+  const void* update;   // (B, update_rows, update_ld) what y multiplies: V, or Z of flexible GMRES, in dtype
   int64_t update_rows;
+  int64_t update_ld;
 
   double* r;            // (B, m(m+1)/2) R by packed columns: column j starts at j(j+1)/2
   double* rotations;    // (B, m, 2) cosine, sine

@@ -20,6 +20,16 @@ SOAE_HD double working_eps(int32_t dtype) { return dtype == kFloat32 ? 1.1920928
 // Breakdown and singular pivots: relative to the largest seen, never absolute.
 SOAE_HD double negligible(int32_t dtype) { return 16.0 * working_eps(dtype); }
 
+// Whether what y multiplies is the basis, and not Z of flexible GMRES.
+SOAE_HD bool updates_from_basis(const Solve& p) { return p.update == p.basis; }
+
+// Twice the unit roundoff of a basis in reduced precision: relative to the residual that a cycle starts from, no
+// estimate below this means anything. 0 for a basis in the working precision.
+SOAE_HD double storage_eps(const Solve& p) {
+  if (p.basis_dtype == p.dtype) return 0.0;
+  return p.basis_dtype == kFloat16 ? 0x1p-10 : p.basis_dtype == kBfloat16 ? 0x1p-7 : 0x1p-23;
+}
+
 // One sweep over the basis leaves errors of about eps ||w|| in every direction of it. Where the vector that is left is
 // smaller than this times ||w||, they would no longer be small beside it, and the sweep is repeated.
 constexpr double kCancellation = 1.0 / 128.0;
@@ -86,6 +96,17 @@ SOAE_HD void record_column(const Solve& p, int64_t system, int32_t j, const doub
   if (breakdown) s.outcome = kBroken;
 }
 
+// A basis of rounded vectors spans another space than the residual's own, and makes the estimate wrong by what was
+// rounded away. So neither a small estimate nor an exhausted space is the last word: the cycle ends, and the next one
+// continues from the true residual, as iterative refinement does. Only a space that ended without any gain has broken
+// down.
+SOAE_HD int32_t distrust(const Solve& p, int32_t outcome, double estimate, double beta) {
+  const double eps = storage_eps(p);
+  if (eps == 0.0) return outcome;
+  if (outcome == kBroken) return estimate > 0.999 * beta ? kBroken : kSaturated;
+  return outcome == kClaimed || (outcome == kActive && estimate <= eps * beta) ? kSaturated : outcome;
+}
+
 // Ends step j of one system. column: h_{0..j,j}, overwritten; next: h_{j+1,j} = norm of the orthogonalised vector;
 // av: ||A v_j||. Stores R's column, the rotation, the new right-hand side and the estimate, and decides the outcome.
 SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* column, double next, double av) {
@@ -128,6 +149,7 @@ SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* co
       s.outcome = kClaimed;
     }
   }
+  s.outcome = distrust(p, s.outcome, estimate, s.beta);
   if (s.outcome == kActive && s.iterations >= p.max_iters) s.outcome = kExhausted;
   const bool last = s.outcome != kActive || j + 1 == p.restart;
   // A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.

@@ -12,7 +12,10 @@ class Solve:
     orthogonalization: int
     device: int
     threads: int
+    basis_dtype: int
+    basis_exponent: int
     update_rows: int
+    update_ld: int
     b: int
     x: int
     candidate: int

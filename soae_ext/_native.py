@@ -17,7 +17,7 @@ from soae_ext._solver.driver import ACTIVE, Engine, Problem
 from soae_ext._solver.operators import Dense, Operator
 
 _REBUILD = "SOAE_CUDA=on pip install --force-reinstall --no-cache-dir ."
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _ORTHOGONALIZATIONS = {"mgs": 0, "cgs2": 1}
 _LINE = 128  # bytes: basis rows are padded to whole cache lines
 _ITS_OWN_STEP = -1  # a step's number, for kernels that are captured once: every system knows where it stands
@@ -44,6 +44,11 @@ def _remedy(kind: str) -> str:
     if extension is None:
         return f"the compiled extension is missing ({missing}). Install it with: pip install ."
     return f"soae_ext was built without CUDA (no nvcc at install). Reinstall with {_REBUILD}"
+
+
+def _padded(n: int, dtype: torch.dtype) -> int:
+    line = _LINE // dtype.itemsize
+    return -(-n // line) * line
 
 
 def choose(backend: str, device: torch.device, caller: Caller = GMRES) -> str:
@@ -149,13 +154,12 @@ class NativeEngine:
     def _allocate(self, module: ModuleType) -> None:
         problem, layout = self.problem, module.SYSTEM
         batch, n, m, dtype = problem.batch, problem.n, problem.restart, problem.b.dtype
-        line = _LINE // dtype.itemsize
-        ld = -(-n // line) * line
+        ld, image_ld = _padded(n, problem.storage), _padded(n, dtype)
         self.b = self._contiguous("b", problem.b)
         self.direction = self._take("direction", tuple(self.shape), dtype)
         candidate = self._take("candidate", (batch, n), dtype)
-        basis = self._take("basis", (batch, m + 1, ld), dtype)
-        self.images = self._take("images", (batch, m, ld), dtype) if problem.keeps_images else None
+        basis = self._take("basis", (batch, m + 1, ld), problem.storage)
+        self.images = self._take("images", (batch, m, image_ld), dtype) if problem.keeps_images else None
         self.estimates = self._take("estimates", (batch, m), torch.float64)
         self.active = self._take("active", (m + 1,), torch.int32)
         records = self._take("systems", (batch, layout["size"] // 8), torch.float64)
@@ -186,7 +190,8 @@ class NativeEngine:
         solve.batch, solve.n, solve.ld, solve.restart, solve.max_iters = batch, n, ld, m, problem.max_iters
         solve.dtype, solve.orthogonalization = _DTYPES[dtype], _ORTHOGONALIZATIONS[problem.orthogonalization]
         solve.device, solve.threads = self.device.index or 0, torch.get_num_threads()
-        solve.update_rows = m + 1 if self.images is None else m
+        solve.basis_dtype, solve.basis_exponent = _DTYPES[problem.storage], problem.basis_exponent
+        solve.update_rows, solve.update_ld = (m + 1, ld) if self.images is None else (m, image_ld)
         for name, array in arrays.items():
             setattr(solve, name, array.data_ptr())
         if problem.keeps_hessenberg:

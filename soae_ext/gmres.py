@@ -121,7 +121,14 @@ def gmres(
         flexible: M may change from call to call (FGMRES); keeps restart more vectors per system.
         orthogonalization: `"mgs"`, one sweep of (panel-wise) modified Gram–Schmidt; `"cgs2"`, every vector is
             orthogonalised twice; `"auto"` is `"mgs"`.
-        basis_dtype: storage type of the Krylov basis; only `None`, b's own, is implemented.
+        basis_dtype: storage type of the Krylov basis: `None` (b's own), `torch.float16`, `torch.bfloat16`, or
+            `torch.float32` for a float64 b. Less memory to hold and to read for more iterations: arithmetic stays in
+            b's dtype, but a cycle gains no more than the storage's precision (2⁻¹⁰, 2⁻⁷, 2⁻²³), then ends, and the
+            next one continues from the true residual; the tolerance is met all the same unless A's condition number
+            exceeds what one such cycle can gain on. float16 is stored times a power of two, about √n. A receives the
+            stored vectors. With `flexible=True` the vectors M(v) stay in b's dtype. An estimate that such a basis
+            cannot vouch for claims nothing: `STAGNATED` then always means two idle cycles, and `BREAKDOWN` a space
+            that was exhausted without any gain.
         history: keep every system's residual estimate after each of its inner iterations.
         callback: called after every sweep (one inner iteration of the batch) with `iteration` (sweeps so far),
             `residual_norm` `(B,)` and `active` `(B,)`, by name where it has parameters of these names, else in this
@@ -136,7 +143,7 @@ def gmres(
     Raises:
         TypeError, ValueError: an argument is unusable; the message names it and the remedy. Nothing was done.
         RuntimeError: the backend is missing or does not fit b, or the workspace is in use.
-        NotImplementedError: complex b, `basis_dtype`, or gradients through the solve.
+        NotImplementedError: complex b, or gradients through the solve.
     """
     options: dict[str, Any] = {
         "M": M, "rtol": rtol, "atol": atol, "restart": restart, "max_iters": max_iters, "flexible": flexible,

@@ -80,7 +80,8 @@ class ReferenceEngine:
         self.x = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         self.direction = torch.zeros_like(self.x)
         self.candidate = self._new(batch, n, dtype=self.dtype)
-        self.basis = self._new(batch, m + 1, n, dtype=self.dtype)
+        self.basis = self._new(batch, m + 1, n, dtype=problem.storage)
+        self.stored_unit = 2.0**problem.basis_exponent
         self.images = self._new(batch, m, n, dtype=self.dtype) if problem.keeps_images else None
         self.r = self._new(batch, m, m)
         self.inverse = self._new(batch, m)
@@ -93,6 +94,8 @@ class ReferenceEngine:
         self.max_av, self.max_pivot = self._new(batch), self._new(batch)
         self.hessenberg = self._new(batch, m + 1, m) if problem.keeps_hessenberg else self._new(0)
         self.negligible = 16 * torch.finfo(self.dtype).eps
+        # A residual estimate relative to the cycle's start means nothing below this; eps is twice the unit roundoff.
+        self.trusted = torch.finfo(problem.storage).eps if problem.compressed else 0.0
         for name in ("status", "outcome", "iterations", "length", "scale", "slow", "claimed"):
             setattr(self, name, self._new(batch, dtype=torch.int32))
 
@@ -106,6 +109,14 @@ class ReferenceEngine:
 
     def _new(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _store(self, v: Tensor) -> Tensor:
+        """`v` as it is kept in the basis."""
+        return (v * self.stored_unit).to(self.basis.dtype) if self.problem.compressed else v
+
+    def _load(self, stored: Tensor) -> Tensor:
+        """Basis vectors in the working precision."""
+        return stored.to(self.dtype) / self.stored_unit if self.problem.compressed else stored
 
     def _feed(self, v: Tensor, wanted: Tensor) -> None:
         self.direction.copy_(torch.where(wanted[:, None], v, 0).view(self.shape))
@@ -139,7 +150,7 @@ class ReferenceEngine:
         self.beta = beta.where(fresh, self.beta)
         self.scale = scale.where(fresh, self.scale)
         first = scaled / beta.to(self.dtype)[:, None]
-        self.basis[:, 0] = first.where(fresh[:, None], self.basis[:, 0])
+        self.basis[:, 0] = self._store(first).where(fresh[:, None], self.basis[:, 0])
         self.g.zero_()
         self.g[:, 0] = self.beta
         self.r.zero_()
@@ -151,7 +162,7 @@ class ReferenceEngine:
             tensor.zero_()
         running = self.status == RUNNING
         self.outcome = torch.where(running, ACTIVE, _FROZEN).to(torch.int32)
-        self._feed(self.basis[:, 0], running)
+        self._feed(self._load(self.basis[:, 0]), running)
 
     # --- one Arnoldi step --------------------------------------------------------------------------------------------
 
@@ -167,7 +178,8 @@ class ReferenceEngine:
         w, av, exponent = _scaled(w.where(active[:, None], 0))
         av = av * _power(exponent)
         # Rows of finished systems may hold anything; they are multiplied by a zero w and by nothing else.
-        rows = self.basis if bool(active.all()) else self.basis.where(active[:, None, None], 0)
+        rows = self._load(self.basis[:, : j + 1])
+        rows = rows if bool(active.all()) else rows.where(active[:, None, None], 0)
         with torch.autocast(w.device.type, enabled=False):
             w, column = (orthogonalize_mgs if self.textbook else orthogonalize_cgs2)(rows, j, w)
         norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
@@ -175,8 +187,8 @@ class ReferenceEngine:
         end_step = self._record_column if self.problem.keeps_hessenberg else self._append_column
         end_step(j, active, column, norm * _power(exponent), av)
         going_on = self.outcome == ACTIVE
-        self.basis[:, j + 1] = torch.where(going_on[:, None], w / norm.to(w.dtype)[:, None], 0)
-        self._feed(self.basis[:, j + 1], going_on)
+        self.basis[:, j + 1] = self._store(torch.where(going_on[:, None], w / norm.to(w.dtype)[:, None], 0))
+        self._feed(self._load(self.basis[:, j + 1]), going_on)
 
     def _record_column(self, j: int, active: Tensor, column: Tensor, subdiagonal: Tensor, av: Tensor) -> None:
         """An Arnoldi decomposition keeps H itself and ends by breakdown alone; n vectors leave no further one."""
@@ -220,9 +232,17 @@ class ReferenceEngine:
         self.outcome.masked_fill_(used & (absolute <= self.tolerance), _CLAIMED)
         self.outcome.masked_fill_(saturated, _SATURATED)
         self.outcome.masked_fill_(breakdown | singular, _BROKEN)
+        if self.problem.compressed:
+            self._distrust(active, estimate)
         # A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.
         last = active & ((self.outcome != ACTIVE) | (j + 1 == self.problem.restart))
         self.length.masked_fill_(last & (estimate > 0.999 * self.beta), 0)
+
+    def _distrust(self, active: Tensor, estimate: Tensor) -> None:
+        """What a basis of rounded vectors cannot vouch for ends the cycle only; the true residual says the rest."""
+        broken = (self.outcome == _BROKEN) & (estimate <= 0.999 * self.beta)
+        spent = (self.outcome == ACTIVE) & (estimate <= self.trusted * self.beta)
+        self.outcome.masked_fill_(active & (broken | spent | (self.outcome == _CLAIMED)), _SATURATED)
 
     def _smallest_singular_value(self, j: int, column: Tensor, pivot: Tensor) -> Tensor:
         """Of R with this column appended, by incremental condition estimation (Bischof, SIMAX 11, 1990)."""
@@ -276,7 +296,7 @@ class ReferenceEngine:
         triangle = self.r.where(kept[:, None, :], torch.eye(m, dtype=torch.float64, device=self.device))
         y = torch.linalg.solve_triangular(triangle, g[:, :, None], upper=True)[:, :, 0] * _power(self.scale)[:, None]
         y = y.where(kept, 0).to(self.dtype)
-        vectors = (self.basis[:, :m] if self.images is None else self.images).where(kept[:, :, None], 0)
+        vectors = (self._load(self.basis[:, :m]) if self.images is None else self.images).where(kept[:, :, None], 0)
         with torch.autocast(y.device.type, enabled=False):
             update = torch.bmm(y[:, None], vectors)[:, 0]
         if self.problem.M is not None and self.images is None:

@@ -17,7 +17,8 @@ Operator = Callable[[torch.Tensor], torch.Tensor]
 
 RUNNING = -1
 CONVERGED, MAX_ITERS, STAGNATED, BREAKDOWN, NON_FINITE, STOPPED = range(6)
-ACTIVE, CLAIMED, EXHAUSTED, BROKEN, BAD_COLUMN, FROZEN = range(6)
+ACTIVE, CLAIMED, EXHAUSTED, BROKEN, BAD_COLUMN, FROZEN, SATURATED = range(7)
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def poisoned(*shape: int, dtype: torch.dtype, device: torch.device, offset: int = 0) -> torch.Tensor:
@@ -42,6 +43,7 @@ class KernelSolve:
         atol: float = 0.0,
         orthogonalization: str = "mgs",
         arnoldi: bool = False,
+        basis_dtype: torch.dtype | None = None,
         offset: int = 0,
         device_index: int = 0,
     ) -> None:
@@ -51,8 +53,10 @@ class KernelSolve:
         dtype, device = b.dtype, b.device
         self.batch, self.n, self.restart, self.dtype = batch, n, restart, dtype
         self.one_sweep = orthogonalization == "mgs"
-        granule = 128 // dtype.itemsize
+        self.storage = basis_dtype or dtype
+        granule = 128 // self.storage.itemsize
         self.ld = (n + granule - 1) // granule * granule
+        self.basis_exponent = int(np.log2(n**0.5)) if self.storage == torch.float16 else 0
 
         def vector() -> torch.Tensor:
             return poisoned(batch, n, dtype=dtype, device=device, offset=offset)
@@ -64,7 +68,7 @@ class KernelSolve:
         self.b.copy_(b)
         self.has_x0 = x0 is not None
         self.x.copy_(x0 if x0 is not None else torch.zeros_like(b))
-        self.basis = poisoned(batch, restart + 1, self.ld, dtype=dtype, device=device)
+        self.basis = poisoned(batch, restart + 1, self.ld, dtype=self.storage, device=device)
         self.r = doubles(batch, restart * (restart + 1) // 2)
         self.rotations = doubles(batch, restart, 2)
         self.inverse = doubles(batch, restart)
@@ -80,13 +84,14 @@ class KernelSolve:
 
         solve = module.Solve()
         solve.batch, solve.n, solve.ld, solve.restart, solve.max_iters = batch, n, self.ld, restart, max_iters
-        solve.dtype = 0 if dtype == torch.float32 else 1
+        solve.dtype, solve.basis_dtype = DTYPES[dtype], DTYPES[self.storage]
+        solve.basis_exponent = self.basis_exponent
         solve.orthogonalization = {"mgs": 0, "cgs2": 1}[orthogonalization]
         solve.device, solve.threads = device_index, 1
         names = ("b", "x", "candidate", "direction", "basis", "r", "rotations", "inverse", "g", "estimates")
         for name in (*names, "rtol", "atol", "systems", "active"):
             setattr(solve, name, getattr(self, name).data_ptr())
-        solve.update, solve.update_rows = self.basis.data_ptr(), restart + 1
+        solve.update, solve.update_rows, solve.update_ld = self.basis.data_ptr(), restart + 1, self.ld
         # Arnoldi mode; the contract asks for zeros here
         self.h = torch.zeros(batch, restart + 1, restart, dtype=torch.float64, device=device) if arnoldi else None
         if self.h is not None:
@@ -95,6 +100,10 @@ class KernelSolve:
         solve.scratch = self.scratch.data_ptr()
         self.solve = solve
         self.stream = 0
+
+    def vectors(self) -> torch.Tensor:
+        """The basis, padding included, in float64."""
+        return self.basis.double() * 2.0**-self.basis_exponent
 
     # ---- views of the per-system records ----
 

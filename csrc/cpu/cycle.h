@@ -11,15 +11,14 @@
 namespace soae::cpu {
 
 // Running systems continue along row / norm; the others feed zeros to the operator.
-template <typename T>
+template <typename T, typename S>
 void start_system(const Solve& p, int64_t system, const T* row, double norm, const Team& team) {
   T* const direction = static_cast<T*>(p.direction) + system * p.n;
   if (p.systems[system].status != kRunning) return write_zeros(direction, team);
-  T* const basis = static_cast<T*>(p.basis) + system * (p.restart + 1) * p.ld;
-  write_vector(p, basis, direction, row, 1.0 / norm, team);
+  write_vector(p, basis_of<S>(p, system), direction, row, 1.0 / norm, team);
 }
 
-template <typename T>
+template <typename T, typename S>
 void begin_system(const Solve& p, int64_t system, const T* ax, Team& team) {
   const T* const b = static_cast<const T*>(p.b) + system * p.n;
   T* const x = static_cast<T*>(p.x) + system * p.n;
@@ -60,10 +59,11 @@ void begin_system(const Solve& p, int64_t system, const T* ax, Team& team) {
   if (team.leader()) team.flag() = open_system(p, system, o);
   team.wait();
   if (team.flag()) write_zeros(x, team);
-  start_system(p, system, row, o.r_norm, team);
+  start_system<T, S>(p, system, row, o.r_norm, team);
 }
 
-template <typename T>
+// U: what `update` is stored in.
+template <typename T, typename U>
 void finish_system(const Solve& p, int64_t system, bool preconditioned, Team& team) {
   const System& s = p.systems[system];
   T* const direction = static_cast<T*>(p.direction) + system * p.n;
@@ -72,7 +72,8 @@ void finish_system(const Solve& p, int64_t system, bool preconditioned, Team& te
   double* const y = team.column();
   if (team.leader()) back_substitute(p, system, y);
   team.wait();
-  const T* const update = static_cast<const T*>(p.update) + system * p.update_rows * p.ld;
+  const U* const update = static_cast<const U*>(p.update) + system * p.update_rows * p.update_ld;
+  const T unit = updates_from_basis(p) ? stored_unit<T>(p) : T(1);
   const T* const x = static_cast<const T*>(p.x) + system * p.n;
   T* const candidate = static_cast<T*>(p.candidate) + system * p.n;
   T* const row = team.row<T>();
@@ -81,9 +82,10 @@ void finish_system(const Solve& p, int64_t system, bool preconditioned, Team& te
     for (int32_t first = 0; first < s.length; first += kPanel) {
       T coefficients[kPanel];
       for (int i = 0; i < kPanel; ++i) {
-        coefficients[i] = first + i < s.length ? static_cast<T>(std::ldexp(y[first + i], s.scale)) : T(0);
+        coefficients[i] = first + i < s.length ? static_cast<T>(std::ldexp(y[first + i], s.scale)) * unit : T(0);
       }
-      vector_loops<T>().combine(row + offset, make_panel(update, p.ld, first, s.length, offset), coefficients, count);
+      const Panel<U> panel = make_panel(update, p.update_ld, first, s.length, offset);
+      basis_loops<T, U>().combine(row + offset, panel, coefficients, count);
     }
     if (preconditioned) {
       std::copy_n(row + offset, count, direction + offset);
@@ -106,7 +108,7 @@ void correct_system(const Solve& p, int64_t system, const T* z, const Team& team
   });
 }
 
-template <typename T>
+template <typename T, typename S>
 void close_system_with(const Solve& p, int64_t system, const T* ax, bool stop, Team& team) {
   System& s = p.systems[system];
   T* const direction = static_cast<T*>(p.direction) + system * p.n;
@@ -148,10 +150,13 @@ void close_system_with(const Solve& p, int64_t system, const T* ax, bool stop, T
   team.wait();
   if (team.flag()) {
     team.each([&](int64_t offset, int64_t count) { std::copy_n(candidate + offset, count, x + offset); });
-    start_system(p, system, row, norm, team);
+    start_system<T, S>(p, system, row, norm, team);
   } else if (s.status == kRunning) {
-    const T* const first = static_cast<const T*>(p.basis) + system * (p.restart + 1) * p.ld;
-    team.each([&](int64_t offset, int64_t count) { std::copy_n(first + offset, count, direction + offset); });
+    const S* const first = basis_of<S>(p, system);
+    const T unit = stored_unit<T>(p);
+    team.each([&](int64_t offset, int64_t count) {
+      basis_loops<T, S>().restore(direction + offset, first + offset, unit, count);
+    });
   } else {
     write_zeros(direction, team);
   }

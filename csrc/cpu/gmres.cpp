@@ -15,12 +15,19 @@ int32_t count_active(const Solve& p) {
   return count;
 }
 
+// Calls body(T(), S()) for the working type and that of the rows.
 template <typename Body>
-void dispatch(const Solve& p, Body&& body) {
+void dispatch(const Solve& p, int32_t rows, Body&& body) {
+  const auto with = [&](auto type) {
+    if (rows == kFloat16) return body(type, Float16());
+    if (rows == kBfloat16) return body(type, Bfloat16());
+    if (rows == kFloat32) return body(type, float());
+    if constexpr (sizeof(type) == sizeof(double)) body(type, double());
+  };
   if (p.dtype == kFloat32) {
-    body(float());
+    with(float());
   } else {
-    body(double());
+    with(double());
   }
 }
 
@@ -32,36 +39,39 @@ int64_t scratch_bytes(const Solve& p) {
 }
 
 void begin(const Solve& p, const void* ax, void*) {
-  dispatch(p, [&](auto type) {
+  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
+    using S = decltype(stored);
     for_each_system(p, 6 * p.n, [&](int64_t system, Team& team) {
-      begin_system(p, system, static_cast<const T*>(ax), team);
+      begin_system<T, S>(p, system, static_cast<const T*>(ax), team);
     });
   });
   p.active[0] = count_active(p);
 }
 
 void step(const Solve& p, int32_t j, const void* w, void*) {
-  dispatch(p, [&](auto type) {
+  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
+    using S = decltype(stored);
     for_each_system(p, (j + 4) * p.n, [&](int64_t system, Team& team) {
-      step_system(p, system, j, static_cast<const T*>(w), team);
+      step_system<T, S>(p, system, j, static_cast<const T*>(w), team);
     });
   });
   p.active[j + 1] = count_active(p);
 }
 
 void finish(const Solve& p, bool preconditioned, void*) {
-  dispatch(p, [&](auto type) {
+  dispatch(p, updates_from_basis(p) ? p.basis_dtype : p.dtype, [&](auto type, auto stored) {
     using T = decltype(type);
+    using U = decltype(stored);
     for_each_system(p, (p.restart + 4) * p.n, [&](int64_t system, Team& team) {
-      finish_system<T>(p, system, preconditioned, team);
+      finish_system<T, U>(p, system, preconditioned, team);
     });
   });
 }
 
 void correct(const Solve& p, const void* z, void*) {
-  dispatch(p, [&](auto type) {
+  dispatch(p, p.dtype, [&](auto type, auto) {
     using T = decltype(type);
     for_each_system(p, 4 * p.n, [&](int64_t system, Team& team) {
       correct_system(p, system, static_cast<const T*>(z), team);
@@ -70,10 +80,11 @@ void correct(const Solve& p, const void* z, void*) {
 }
 
 void close(const Solve& p, const void* ax, bool stop, void*) {
-  dispatch(p, [&](auto type) {
+  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
+    using S = decltype(stored);
     for_each_system(p, 6 * p.n, [&](int64_t system, Team& team) {
-      close_system_with(p, system, static_cast<const T*>(ax), stop, team);
+      close_system_with<T, S>(p, system, static_cast<const T*>(ax), stop, team);
     });
   });
   p.active[0] = count_active(p);

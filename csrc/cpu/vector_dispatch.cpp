@@ -1,5 +1,3 @@
-#include <type_traits>
-
 #include "cpu/vector.h"
 
 namespace soae::cpu {
@@ -12,7 +10,7 @@ Level detect() {
 #if defined(SOAE_X86_64_LEVELS)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2");
+                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
@@ -26,25 +24,12 @@ const Level level = detect();
 
 }  // namespace
 
-template <typename T>
-const VectorLoops<T>& vector_loops() {
+const LoopSet& loop_set() {
 #if defined(SOAE_X86_64_LEVELS)
-  if constexpr (std::is_same_v<T, float>) {
-    if (level == Level::kV4) return x86_64_v4::kFloatLoops;
-    if (level == Level::kV3) return x86_64_v3::kFloatLoops;
-  } else {
-    if (level == Level::kV4) return x86_64_v4::kDoubleLoops;
-    if (level == Level::kV3) return x86_64_v3::kDoubleLoops;
-  }
+  if (level == Level::kV4) return x86_64_v4::kLoops;
+  if (level == Level::kV3) return x86_64_v3::kLoops;
 #endif
-  if constexpr (std::is_same_v<T, float>) {
-    return baseline::kFloatLoops;
-  } else {
-    return baseline::kDoubleLoops;
-  }
+  return baseline::kLoops;
 }
-
-template const VectorLoops<float>& vector_loops<float>();
-template const VectorLoops<double>& vector_loops<double>();
 
 }  // namespace soae::cpu

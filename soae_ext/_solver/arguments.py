@@ -16,7 +16,7 @@ from soae_ext._solver.workspace import Workspace
 
 _REAL = (torch.float32, torch.float64)
 _ORTHOGONALIZATIONS = {"auto": "mgs", "mgs": "mgs", "cgs2": "cgs2"}
-_BASIS_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_HALVES = (torch.float16, torch.bfloat16)
 _COUNT_LIMIT = 2**31 - 1  # iteration counts are int32
 
 
@@ -42,10 +42,7 @@ def prepare(
     check_batch(GMRES, b)
     if x0 is not None:
         _check_x0(x0, b)
-    if basis_dtype is not None:
-        if basis_dtype not in _BASIS_DTYPES:
-            _refuse("basis_dtype", f"unknown {basis_dtype!r}: use None, which stores the basis in b's dtype")
-        raise NotImplementedError("gmres: basis_dtype is not implemented: pass None, which stores it in b's dtype")
+    _check_basis_dtype(basis_dtype, b)
     if not isinstance(orthogonalization, str) or orthogonalization not in _ORTHOGONALIZATIONS:
         names = ", ".join(map(repr, _ORTHOGONALIZATIONS))
         _refuse("orthogonalization", f"unknown {orthogonalization!r}: use one of {names}")
@@ -68,6 +65,7 @@ def prepare(
         callback=callback,
         compact=bool(compact),
         workspace=workspace,
+        basis_dtype=basis_dtype,
     )
 
 
@@ -131,6 +129,19 @@ def _check_x0(x0: Tensor, b: Tensor) -> None:
         _refuse("x0", f"on {x0.device} while b is on {b.device}: move it with x0.to(b.device)")
     if x0.layout != torch.strided:
         _refuse("x0", f"expected a dense tensor, got layout {x0.layout}: use x0.to_dense()")
+
+
+def _check_basis_dtype(basis_dtype: torch.dtype | None, b: Tensor) -> None:
+    if basis_dtype is None or basis_dtype in _HALVES or basis_dtype == b.dtype:
+        return
+    if basis_dtype == torch.float64:
+        _refuse("basis_dtype", "torch.float64 is wider than b's torch.float32: use None, or convert b with b.double()")
+    if basis_dtype != torch.float32:
+        _refuse(
+            "basis_dtype",
+            f"unknown {basis_dtype!r}: use None, which stores the basis in b's dtype, torch.float16, torch.bfloat16, "
+            "or torch.float32 for a float64 b",
+        )
 
 
 def _tolerance(name: str, value: float | Tensor, b: Tensor) -> float | Tensor:

@@ -48,6 +48,24 @@ class Problem:
     workspace: Workspace
     keeps_hessenberg: bool = False
     sweep: Callable[[Engine], int] | None = None
+    basis_dtype: torch.dtype | None = None
+
+    @property
+    def storage(self) -> torch.dtype:
+        """What the Krylov basis is stored in."""
+        return self.basis_dtype or self.b.dtype
+
+    @property
+    def compressed(self) -> bool:
+        return self.storage != self.b.dtype
+
+    @property
+    def basis_exponent(self) -> int:
+        """v is stored as v 2^exponent: about √n in float16, so that an average entry is near 1, far from underflow.
+
+        Entries are at most 1, so what is stored stays in range up to 2^15.
+        """
+        return min((self.n.bit_length() - 1) // 2, 15) if self.storage == torch.float16 else 0
 
     @property
     def batch(self) -> int:
