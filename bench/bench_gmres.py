@@ -11,12 +11,14 @@ the same memory, taken in the same turns.
 The PyTorch forms (soae_ext/reference.py): textbook modified Gram–Schmidt, and classical Gram–Schmidt twice as batched
 row-vector products. In the step rows they do the orthogonalisation, the norm and the append only, while the fused step
 also updates the Hessenberg factorisation, the rotations, the estimate and the verdicts. On a GPU both PyTorch forms are
-also measured inside a CUDA graph.
+also measured inside a CUDA graph. Rows of level "basis" hold the fused step with its basis in float16 or bfloat16, the
+faster of the two, against the same with its basis in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
@@ -56,6 +58,7 @@ GPU_STEPS = [Shape(b, n, k) for n in (784, 3072) for b in (1, 16, 128, 1024) for
     Shape(b, 150528, k) for b in (1, 4, 16) for k in (20, 100)
 ]
 GPU_QUICK = [Shape(128, 784, 20), Shape(128, 3072, 20), Shape(1024, 3072, 20), Shape(4, 150528, 20)]
+BASES = [Shape(64, 3072, 20), Shape(64, 3072, 60)]
 SOLVES = [Shape(16, 784, 20), Shape(64, 3072, 20), Shape(1, 3072, 20)]
 
 
@@ -78,8 +81,9 @@ def problem(shape: Shape, device: torch.device, *, seed: int, orthogonalization:
 class StepSet:
     """An orthonormal basis of k vectors and a vector w to orthogonalise against it, for every implementation."""
 
-    def __init__(self, shape: Shape, device: torch.device, seed: int) -> None:
+    def __init__(self, shape: Shape, device: torch.device, seed: int, storage: torch.dtype | None = None) -> None:
         made, diagonal = problem(Shape(shape.batch, shape.n, shape.k + 1), device, seed=seed)
+        made = dataclasses.replace(made, basis_dtype=storage)
         self.j = shape.k - 1
         self.engine = _native.NativeEngine(made, device.type)
         self.engine.begin(None)
@@ -89,7 +93,7 @@ class StepSet:
         arrays = self.engine.arrays
         self.basis = arrays["basis"]
         self.basis[:, : shape.k].zero_()
-        self.basis[:, : shape.k, : shape.n] = rows
+        self.basis[:, : shape.k, : shape.n] = rows * 2.0**made.basis_exponent
         # As if steps 0..k-2 had been taken: identity rotations, a condition estimate of 1.
         for name in ("r", "inverse", "rotations"):
             arrays[name].zero_()
@@ -98,6 +102,7 @@ class StepSet:
         noise = torch.randn(made.b.shape, device=device, generator=generator) / shape.n**0.5
         self.w = diagonal * rows[:, -1] + 0.1 * noise
         self.engine.tolerance.fill_(-1.0)  # no estimate meets it, so the same step can be taken again and again
+        arrays["systems"][:, _native.extension.SYSTEM["beta"]] = 0.0  # nor falls below what the storage can vouch for
         # All forms work on the same memory: where an allocation lands decides much of its bandwidth.
         self.rows = self.basis[:, : shape.k + 1, : shape.n]
         self.read = self.basis.flatten(1)[:, : shape.k * self.basis.shape[2]]
@@ -179,6 +184,19 @@ def step_row(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]
     row["cache"] = f"cold: {SETS} bases in turns"
     row["still_active"] = all(bool((s.engine.outcome == 0).all()) for s in sets)
     return row
+
+
+def basis_row(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
+    """The fused step with its basis in 16 bits beside that in 32."""
+    storages = {"float32": None, "fused float16": torch.float16, "fused bfloat16": torch.bfloat16}
+    sets = {name: [StepSet(shape, device, seed, t) for seed in range(SETS)] for name, t in storages.items()}
+    times = measure.interleaved(
+        {name: in_turns([s.fused for s in steps]) for name, steps in sets.items()},
+        cuda=device.type == "cuda", repeats=repeats, least_seconds=0.02,
+    )  # fmt: skip
+    active = all(bool((s.engine.outcome == 0).all()) for steps in sets.values() for s in steps)
+    per_step = {name: [t / SETS for t in values] for name, values in times.items()}
+    return summarise("basis", shape, per_step, active) | {"still_active": active}
 
 
 class _CurrentStream:
@@ -287,6 +305,9 @@ def run(
     rows = []
     for shape in steps:
         rows.append(step_row(shape, device, repeats))
+        print(line(rows[-1]), flush=True)
+    for shape in BASES:
+        rows.append(basis_row(shape, device, repeats))
         print(line(rows[-1]), flush=True)
     for shape in solves:
         rows.append(solve_row(shape, device, repeats))

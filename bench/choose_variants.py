@@ -34,14 +34,16 @@ constexpr std::array<Choice, {count}> kChoices{{{rows}}};
 """
 
 
-def choices(documents: list[dict[str, Any]]) -> list[tuple[int, str, int, int, int, int]]:
-    """(architecture, dtype, most unknowns, most systems, variant, blocks), in the order that they are looked up."""
-    times: dict[tuple[int, str, int, int], dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+def choices(documents: list[dict[str, Any]]) -> list[tuple[int, str, str, int, int, int, int]]:
+    """(architecture, dtype, basis_dtype, most unknowns, most systems, variant, blocks), as they are looked up."""
+    times: dict[tuple[int, str, str, int, int], dict[tuple[int, int], list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for document in documents:
         architecture = round(10 * float(document["machine"]["cuda"]["sm"]))
         for row in document["rows"]:
             if row["decision"] == "step":
-                key = (architecture, row["dtype"], row["n"], row["B"])
+                key = (architecture, row["dtype"], row["basis_dtype"], row["n"], row["B"])
                 times[key][row["variant"], row["blocks"]].append(row["us"]["median"])
     found = []
     for key, of_variant in sorted(times.items()):
@@ -55,8 +57,8 @@ def choices(documents: list[dict[str, Any]]) -> list[tuple[int, str, int, int, i
 
 def render(documents: list[dict[str, Any]]) -> str:
     rows = [
-        f"    {{{architecture}, k{dtype.capitalize()}, {n}, {batch}, {variant}, {blocks}}},\n"
-        for architecture, dtype, n, batch, variant, blocks in choices(documents)
+        f"    {{{architecture}, k{dtype.capitalize()}, k{basis.capitalize()}, {n}, {batch}, {variant}, {blocks}}},\n"
+        for architecture, dtype, basis, n, batch, variant, blocks in choices(documents)
     ]
     names = sorted({document["machine"]["cuda"]["name"] for document in documents})
     note = f"Measured on {', '.join(names)}." if rows else "There is none yet: the model in plan.h decides."

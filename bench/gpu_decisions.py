@@ -14,6 +14,7 @@ Needs a GPU and a build with CUDA. Tests run the same code on the SIMT build, wh
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,31 +32,38 @@ from soae_ext.gmres import gmres
 from soae_ext.hvp import hessian_operator
 from soae_ext.models import SmallCNN, resnet18
 
-VARIANTS = 8  # of csrc/cuda/plan.h, the last of which is split-n
-CLUSTERED = (5, 6)
+# Working and stored precision, each with its own table of variants (csrc/cuda/plan.h), and which of them are clusters.
+DTYPES = ((torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float64))
+CLUSTERED = {1: (5, 6), 2: (3,)}  # by the ratio of the sizes
 Timed = Callable[[], object]
 
 
-def problem(batch: int, n: int, restart: int, dtype: torch.dtype, device: torch.device) -> Problem:
+Dtypes = tuple[torch.dtype, torch.dtype]
+
+
+def problem(batch: int, n: int, restart: int, dtypes: Dtypes, device: torch.device) -> Problem:
     generator = torch.Generator().manual_seed(0)
-    b = torch.randn(batch, n, generator=generator, dtype=dtype).to(device)
+    b = torch.randn(batch, n, generator=generator, dtype=dtypes[0]).to(device)
     return Problem(
         b=b, x0=None, A=lambda v: v, M=None, rtol=0.0, atol=0.0, restart=restart, max_iters=2**31 - 1, flexible=False,
         orthogonalization="mgs", history=False, callback=None, compact=False, workspace=Workspace(),
+        basis_dtype=dtypes[1],
     )  # fmt: skip
 
 
 class Step:
     """The last step of a cycle, to be taken again and again on an orthonormal basis."""
 
-    def __init__(self, batch: int, n: int, k: int, dtype: torch.dtype, device: torch.device, backend: str) -> None:
-        self.engine = _native.NativeEngine(problem(batch, n, k + 1, dtype, device), backend)
+    def __init__(self, batch: int, n: int, k: int, dtypes: Dtypes, device: torch.device, backend: str) -> None:
+        dtype, stored = dtypes
+        made = problem(batch, n, k + 1, dtypes, device)
+        self.engine = _native.NativeEngine(made, backend)
         self.engine.begin(None)
         arrays, generator = self.engine.arrays, torch.Generator(device).manual_seed(0)
         basis = arrays["basis"]
         basis.zero_()
         random = torch.randn(batch, n, k, device=device, dtype=dtype, generator=generator)
-        basis[:, :k, :n] = torch.linalg.qr(random).Q.mT
+        basis[:, :k, :n] = torch.linalg.qr(random).Q.mT * 2.0**made.basis_exponent
         for name in ("r", "inverse", "rotations"):
             arrays[name].zero_()
         arrays["rotations"][:, :, 0] = 1.0
@@ -63,7 +71,7 @@ class Step:
         self.engine.tolerance.fill_(-1.0)
         self.j = k - 1
         self.w = torch.randn(batch, n, device=device, dtype=dtype, generator=generator)
-        self.bytes = batch * n * dtype.itemsize * (k + 3)
+        self.bytes = batch * n * (dtype.itemsize * 2 + stored.itemsize * (k + 1))
 
     def __call__(self) -> None:
         stream = torch.cuda.current_stream().cuda_stream if self.w.is_cuda else 0
@@ -75,59 +83,59 @@ def _launchers(backend: str) -> Any:
     return module.cuda
 
 
-def variants_for(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, backend: str
-) -> dict[str, Step]:
+def clustered(dtypes: Dtypes) -> tuple[int, ...]:
+    return CLUSTERED[dtypes[0].itemsize // dtypes[1].itemsize]
+
+
+def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.device, backend: str) -> dict[str, Step]:
     """A step for every variant that can be used, by name; the variant is forced while its step is made and run."""
     launchers = _launchers(backend)
     made = {}
-    for variant in range(VARIANTS):
-        for blocks in (2, 4, 8, 16) if variant in CLUSTERED else (0,):
+    for variant in itertools.count():
+        for blocks in (2, 4, 8, 16) if variant in clustered(dtypes) else (0,):
             launchers.force_variant(variant, blocks)
             try:
-                step = Step(*shape, dtype, device, backend)
-                if variant in CLUSTERED and launchers.plan(step.engine.solve)[1] != blocks:
+                step = Step(*shape, dtypes, device, backend)
+                planned = launchers.plan(step.engine.solve)
+                if variant in clustered(dtypes) and planned[1] != blocks:
                     continue  # needs more than these
                 step()
             except RuntimeError:  # does not hold the vector, or this GPU has no such clusters
                 continue
+            if planned[0] != variant:  # past the end of the table
+                launchers.force_variant(-1)
+                return made
             made[f"{variant}x{blocks}"] = step
-    launchers.force_variant(-1)
-    return made
+    raise AssertionError
 
 
 def steps(shapes: list[tuple[int, int, int]], device: torch.device, backend: str, repeats: int) -> list[dict[str, Any]]:
     rows = []
     launchers = _launchers(backend)
-    for dtype in (torch.float32, torch.float64):
-        for shape in shapes:
-            found = variants_for(shape, dtype, device, backend)
+    for dtypes, shape in itertools.product(DTYPES, shapes):
+        found = variants_for(shape, dtypes, device, backend)
 
-            def forced(name: str, found: dict[str, Step] = found) -> None:
-                variant, blocks = map(int, name.split("x"))
-                launchers.force_variant(variant, blocks)
-                found[name]()
+        def forced(name: str, found: dict[str, Step] = found) -> None:
+            launchers.force_variant(*map(int, name.split("x")))
+            found[name]()
 
-            functions: dict[str, Timed] = {name: functools.partial(forced, name) for name in found}
-            times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.005)
-            launchers.force_variant(-1)
-            planned = "{}x{}".format(*_as_forced(launchers.plan(next(iter(found.values())).engine.solve)))
-            batch, n, k = shape
-            for name, values in times.items():
-                variant, blocks = map(int, name.split("x"))
-                rows.append({
-                    "decision": "step", "B": batch, "n": n, "k": k, "dtype": str(dtype).removeprefix("torch."),
-                    "variant": variant, "blocks": blocks, "planned": name == planned, "bytes": found[name].bytes,
-                    "us": {q: 1e6 * v for q, v in measure.spread(values).items()},
-                })  # fmt: skip
-            best = min(times, key=lambda name, times=times: measure.spread(times[name])["median"])
-            print(f"step B={batch} n={n} k={k} {dtype}: fastest {best}, planned {planned}", flush=True)
+        functions: dict[str, Timed] = {name: functools.partial(forced, name) for name in found}
+        times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.005)
+        launchers.force_variant(-1)
+        variant, blocks = launchers.plan(next(iter(found.values())).engine.solve)
+        planned = f"{variant}x{blocks if variant in clustered(dtypes) else 0}"
+        dtype, basis_dtype = (str(t).removeprefix("torch.") for t in dtypes)
+        batch, n, k = shape
+        for name, values in times.items():
+            variant, blocks = map(int, name.split("x"))
+            rows.append({
+                "decision": "step", "B": batch, "n": n, "k": k, "dtype": dtype, "basis_dtype": basis_dtype,
+                "variant": variant, "blocks": blocks, "planned": name == planned, "bytes": found[name].bytes,
+                "us": {q: 1e6 * v for q, v in measure.spread(values).items()},
+            })  # fmt: skip
+        best = min(times, key=lambda name, times=times: measure.spread(times[name])["median"])
+        print(f"step B={batch} n={n} k={k} {dtype}/{basis_dtype}: fastest {best}, planned {planned}", flush=True)
     return rows
-
-
-def _as_forced(plan: tuple[int, int]) -> tuple[int, int]:
-    variant, blocks = plan
-    return variant, blocks if variant in CLUSTERED else 0
 
 
 def solves(device: torch.device, backend: str, repeats: int, quick: bool) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ SOAE_HD double negligible(int32_t dtype) { return 16.0 * working_eps(dtype); }
 
 // Whether what y multiplies is the basis, and not Z of flexible GMRES.
 SOAE_HD bool updates_from_basis(const Solve& p) { return p.update == p.basis; }
+SOAE_HD int32_t update_dtype(const Solve& p) { return updates_from_basis(p) ? p.basis_dtype : p.dtype; }
 
 // Twice the unit roundoff of a basis in reduced precision: relative to the residual that a cycle starts from, no
 // estimate below this means anything. 0 for a basis in the working precision.
@@ -96,15 +97,44 @@ SOAE_HD void record_column(const Solve& p, int64_t system, int32_t j, const doub
   if (breakdown) s.outcome = kBroken;
 }
 
+// y (length entries, row-oriented back substitution R y = g).
+SOAE_HD void back_substitute(const Solve& p, int64_t system, double* y) {
+  const System& s = p.systems[system];
+  const double* r = p.r + system * packed_column(p.restart);
+  const double* g = p.g + system * (p.restart + 1);
+  for (int32_t i = 0; i < s.length; ++i) y[i] = g[i];
+  for (int32_t j = s.length - 1; j >= 0; --j) {
+    const double* column = r + packed_column(j);
+    y[j] /= column[j];
+    for (int32_t i = 0; i < j; ++i) y[i] -= column[i] * y[j];
+  }
+}
+
+// The norm of (h_{i+1,i} y_i): times the unit roundoff of the basis, what rounding its vectors has put between A V y and
+// V H y. y: room for `length` entries.
+SOAE_HD double rounded_away(const Solve& p, int64_t system, double* y) {
+  if (storage_eps(p) == 0.0) return 0.0;
+  back_substitute(p, system, y);
+  const double* r = p.r + system * packed_column(p.restart);
+  const double* rotations = p.rotations + system * p.restart * 2;
+  double squares = 0.0;
+  for (int32_t i = 0; i < p.systems[system].length; ++i) {
+    const double term = rotations[2 * i + 1] * r[packed_column(i) + i] * y[i];
+    squares += term * term;
+  }
+  return sqrt(squares);
+}
+
 // A basis of rounded vectors spans another space than the residual's own, and makes the estimate wrong by what was
 // rounded away. So neither a small estimate nor an exhausted space is the last word: the cycle ends, and the next one
-// continues from the true residual, as iterative refinement does. Only a space that ended without any gain has broken
-// down.
-SOAE_HD int32_t distrust(const Solve& p, int32_t outcome, double estimate, double beta) {
+// continues from the true residual, as iterative refinement does. It also ends where the next vector would consist of
+// rounding errors. Only a space that ended without any gain has broken down.
+SOAE_HD int32_t distrust(const Solve& p, const System& s, double estimate, double next) {
   const double eps = storage_eps(p);
-  if (eps == 0.0) return outcome;
-  if (outcome == kBroken) return estimate > 0.999 * beta ? kBroken : kSaturated;
-  return outcome == kClaimed || (outcome == kActive && estimate <= eps * beta) ? kSaturated : outcome;
+  if (eps == 0.0) return s.outcome;
+  if (s.outcome == kBroken) return estimate > 0.999 * s.beta ? kBroken : kSaturated;
+  const bool spent = estimate <= eps * s.beta || next <= eps * s.max_av;
+  return s.outcome == kClaimed || (s.outcome == kActive && spent) ? kSaturated : s.outcome;
 }
 
 // Ends step j of one system. column: h_{0..j,j}, overwritten; next: h_{j+1,j} = norm of the orthogonalised vector;
@@ -149,29 +179,18 @@ SOAE_HD void append_column(const Solve& p, int64_t system, int32_t j, double* co
       s.outcome = kClaimed;
     }
   }
-  s.outcome = distrust(p, s.outcome, estimate, s.beta);
+  s.outcome = distrust(p, s, estimate, next);
   if (s.outcome == kActive && s.iterations >= p.max_iters) s.outcome = kExhausted;
   const bool last = s.outcome != kActive || j + 1 == p.restart;
   // A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.
   if (last && estimate > 0.999 * s.beta) s.length = 0;
+  // Nor does a cycle go so far that what was rounded away of its basis outweighs what it gains.
+  while (last && storage_eps(p) * rounded_away(p, system, column) > s.beta) s.length -= 1;
   p.estimates[system * p.restart + j] = ldexp(estimate, s.scale);
 }
 
 // The operator returned something non-finite: what the cycle has so far is kept.
 SOAE_HD void reject_column(const Solve& p, int64_t system) { p.systems[system].outcome = kBadColumn; }
-
-// y (length entries, row-oriented back substitution R y = g).
-SOAE_HD void back_substitute(const Solve& p, int64_t system, double* y) {
-  const System& s = p.systems[system];
-  const double* r = p.r + system * packed_column(p.restart);
-  const double* g = p.g + system * (p.restart + 1);
-  for (int32_t i = 0; i < s.length; ++i) y[i] = g[i];
-  for (int32_t j = s.length - 1; j >= 0; --j) {
-    const double* column = r + packed_column(j);
-    y[j] /= column[j];
-    for (int32_t i = 0; i < j; ++i) y[i] -= column[i] * y[j];
-  }
-}
 
 // Makes a system ready for its next cycle, or freezes it. beta, scale: the norm of its residual is beta 2^scale.
 SOAE_HD void start_cycle(const Solve& p, int64_t system, double beta, int32_t scale) {

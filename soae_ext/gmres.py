@@ -121,14 +121,13 @@ def gmres(
         flexible: M may change from call to call (FGMRES); keeps restart more vectors per system.
         orthogonalization: `"mgs"`, one sweep of (panel-wise) modified Gram–Schmidt; `"cgs2"`, every vector is
             orthogonalised twice; `"auto"` is `"mgs"`.
-        basis_dtype: storage type of the Krylov basis: `None` (b's own), `torch.float16`, `torch.bfloat16`, or
-            `torch.float32` for a float64 b. Less memory to hold and to read for more iterations: arithmetic stays in
-            b's dtype, but a cycle gains no more than the storage's precision (2⁻¹⁰, 2⁻⁷, 2⁻²³), then ends, and the
-            next one continues from the true residual; the tolerance is met all the same unless A's condition number
-            exceeds what one such cycle can gain on. float16 is stored times a power of two, about √n. A receives the
-            stored vectors. With `flexible=True` the vectors M(v) stay in b's dtype. An estimate that such a basis
-            cannot vouch for claims nothing: `STAGNATED` then always means two idle cycles, and `BREAKDOWN` a space
-            that was exhausted without any gain.
+        basis_dtype: storage type of the Krylov basis: `None` (b's own), `torch.float16` (times a power of two near √n),
+            `torch.bfloat16`, or `torch.float32` for a float64 b. Arithmetic stays in b's dtype and A receives the
+            stored vectors. A cycle ends where the storage has no more to give, a reduction of the residual by 2⁻¹⁰,
+            2⁻⁷ or 2⁻²³, or less for an ill-conditioned A, and the next one continues from the true residual: less
+            memory and traffic for more iterations, and the same tolerances as long as a cycle gains anything. No
+            estimate claims convergence here, so `STAGNATED` means two idle cycles; `BREAKDOWN`, a space that was
+            exhausted without any gain. With `flexible=True` the vectors M(v) are kept in b's dtype.
         history: keep every system's residual estimate after each of its inner iterations.
         callback: called after every sweep (one inner iteration of the batch) with `iteration` (sweeps so far),
             `residual_norm` `(B,)` and `active` `(B,)`, by name where it has parameters of these names, else in this

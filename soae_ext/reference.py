@@ -86,6 +86,7 @@ class ReferenceEngine:
         self.r = self._new(batch, m, m)
         self.inverse = self._new(batch, m)
         self.g = self._new(batch, m + 1)
+        self.subdiagonal = self._new(batch, m)
         self.estimates = self._new(batch, m)
         self.textbook = problem.orthogonalization == "mgs"
         # Textbook: cosines and sines. Smart: the product of all rotations.
@@ -222,6 +223,7 @@ class ReferenceEngine:
         self.r[:, j, j] = pivot.where(used, self.r[:, j, j])
         self.g[:, j + 1] = (-sine * before).where(used, self.g[:, j + 1])
         self.g[:, j] = (cosine * before).where(used, before)
+        self.subdiagonal[:, j] = column[:, j + 1]
         self._store_rotation(j, cosine.where(used, 1.0), sine.where(used, 0.0))
         self.length = torch.where(used, j + 1, self.length).to(torch.int32)
 
@@ -233,15 +235,16 @@ class ReferenceEngine:
         self.outcome.masked_fill_(saturated, _SATURATED)
         self.outcome.masked_fill_(breakdown | singular, _BROKEN)
         if self.problem.compressed:
-            self._distrust(active, estimate)
+            self._distrust(active, estimate, subdiagonal)
         # A cycle that gains nothing leaves x alone: its y would be noise in directions that A maps to nearly nothing.
         last = active & ((self.outcome != ACTIVE) | (j + 1 == self.problem.restart))
         self.length.masked_fill_(last & (estimate > 0.999 * self.beta), 0)
 
-    def _distrust(self, active: Tensor, estimate: Tensor) -> None:
+    def _distrust(self, active: Tensor, estimate: Tensor, subdiagonal: Tensor) -> None:
         """What a basis of rounded vectors cannot vouch for ends the cycle only; the true residual says the rest."""
         broken = (self.outcome == _BROKEN) & (estimate <= 0.999 * self.beta)
-        spent = (self.outcome == ACTIVE) & (estimate <= self.trusted * self.beta)
+        undecided = (self.outcome == ACTIVE) | (self.outcome == _EXHAUSTED)
+        spent = undecided & ((estimate <= self.trusted * self.beta) | (subdiagonal <= self.trusted * self.max_av))
         self.outcome.masked_fill_(active & (broken | spent | (self.outcome == _CLAIMED)), _SATURATED)
 
     def _smallest_singular_value(self, j: int, column: Tensor, pivot: Tensor) -> Tensor:
@@ -289,13 +292,24 @@ class ReferenceEngine:
 
     # --- the end of a cycle ------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
+    def _coefficients(self) -> Tensor:
+        """y with R y = g in the columns that are used, zero beyond; without the scale of the cycle."""
         m = self.problem.restart
         kept = torch.arange(m, device=self.device) < self.length[:, None]
         g = self.g[:, :m].where(kept, 0)
         triangle = self.r.where(kept[:, None, :], torch.eye(m, dtype=torch.float64, device=self.device))
-        y = torch.linalg.solve_triangular(triangle, g[:, :, None], upper=True)[:, :, 0] * _power(self.scale)[:, None]
-        y = y.where(kept, 0).to(self.dtype)
+        y: Tensor = torch.linalg.solve_triangular(triangle, g[:, :, None], upper=True)[:, :, 0]
+        return y.where(kept, 0)
+
+    def finish(self) -> None:
+        m = self.problem.restart
+        y = self._coefficients()
+        # A cycle does not go so far that what was rounded away of its basis outweighs what it gains.
+        while bool((far := self.trusted * (self.subdiagonal * y).norm(dim=1) > self.beta).any()):
+            self.length -= far.to(torch.int32)
+            y = self._coefficients()
+        kept = torch.arange(m, device=self.device) < self.length[:, None]
+        y = (y * _power(self.scale)[:, None]).to(self.dtype)
         vectors = (self._load(self.basis[:, :m]) if self.images is None else self.images).where(kept[:, :, None], 0)
         with torch.autocast(y.device.type, enabled=False):
             update = torch.bmm(y[:, None], vectors)[:, 0]

@@ -280,6 +280,28 @@ def check_arnoldi(s: KernelSolve, problem: Problem, systems: int | None = None) 
         assert abs(float(s.estimates[i, steps - 1]) - left) <= 10 * eps * float(beta[i])
 
 
+def check_rounded_arnoldi(s: KernelSolve, problem: Problem) -> None:
+    """What was stored is the basis: A V = V H holds for it but for the rounding of each new vector, after the first
+    cycle's steps. Where the types are the same, `check_arnoldi` asks for more."""
+    eps, roundoff = torch.finfo(s.dtype).eps, torch.finfo(s.storage).eps / 2
+    stored = s.vectors()
+    for i in range(s.batch):
+        steps = int(s.length[i])
+        kept = steps + (1 if int(s.outcome[i]) == ACTIVE else 0)
+        assert (stored[i, :kept, s.n :] == 0).all()
+        v = stored[i, :kept, : s.n]
+        assert ((v.norm(dim=1) - 1).abs() <= 1.01 * roundoff).all()
+        if kept > steps:
+            assert torch.equal(s.direction[i].double(), v[-1].to(s.direction.device))
+        first = problem.b[i].double() / problem.b[i].double().norm()
+        assert float((v[0] - first).norm()) <= 1.01 * roundoff
+
+        h = torch.from_numpy(hessenberg(s, i)[:, :steps])
+        error = problem.exact(v[:steps], system=i).cpu() - (v.T.cpu() @ h[:kept]).T
+        allowed = 1.01 * roundoff * h.diagonal(-1) + 40 * eps * h.abs().max()
+        assert (error.norm(dim=1)[: kept - 1] <= allowed[: kept - 1]).all(), "A V is not V H up to the last rounding"
+
+
 def least_squares_oracle(problem: Problem, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Residual norms after each step (B, steps) and the last iterate (B, n) of GMRES from zero, in float64."""
     b = problem.b.double()

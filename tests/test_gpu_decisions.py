@@ -32,29 +32,31 @@ def decisions(simt):
 
 def test_every_variant_is_measured_and_the_planned_one_named(decisions):
     rows = decisions.steps([(2, 60, 3)], torch.device("cpu"), "simt", 1)
-    assert {row["variant"] for row in rows} == set(range(decisions.VARIANTS))
-    assert {row["blocks"] for row in rows if row["variant"] in decisions.CLUSTERED} == {2, 4, 8, 16}
-    planned = [row for row in rows if row["planned"]]
-    assert [row["dtype"] for row in planned] == ["float32", "float64"]
+    plain = [row for row in rows if row["dtype"] == row["basis_dtype"]]
+    assert {row["variant"] for row in plain} == set(range(8))
+    assert {row["variant"] for row in rows if row["basis_dtype"] == "float16"} == set(range(5))
+    assert {row["blocks"] for row in plain if row["variant"] in decisions.CLUSTERED[1]} == {2, 4, 8, 16}
+    planned = [(row["dtype"], row["basis_dtype"]) for row in rows if row["planned"]]
+    assert planned == [("float32", "float32"), ("float32", "float16"), ("float64", "float64")]
     assert all(row["us"]["p10"] <= row["us"]["median"] <= row["us"]["p90"] for row in rows)
-    assert {row["bytes"] for row in rows} == {2 * 60 * 4 * 6, 2 * 60 * 8 * 6}
+    assert {row["bytes"] for row in rows} == {2 * 60 * 4 * 6, 2 * 60 * (2 * 4 + 4 * 2), 2 * 60 * 8 * 6}
 
 
 def test_a_forced_variant_takes_the_same_step(decisions, simt):
-    found = decisions.variants_for((2, 60, 3), torch.float64, torch.device("cpu"), "simt")
+    found = decisions.variants_for((2, 60, 3), (torch.float64, torch.float64), torch.device("cpu"), "simt")
     results = []
     for name, step in found.items():
         simt.cuda.force_variant(*map(int, name.split("x")))
         step()
         results.append(step.engine.arrays["basis"][:, 3].clone())
-    assert len(results) >= decisions.VARIANTS
+    assert len(results) == 6 + 2 * 4
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
 def document(*rows, sm="9.0"):
     columns = ("dtype", "n", "B", "k", "variant", "blocks", "us")
-    made = [dict(zip(columns, row, strict=True)) | {"decision": "step"} for row in rows]
+    made = [dict(zip(columns, row, strict=True)) | {"decision": "step", "basis_dtype": row[0]} for row in rows]
     for row in made:
         row["us"] = {"median": row["us"]}
     return {"machine": {"cuda": {"sm": sm, "name": f"GPU {sm}"}}, "rows": [*made, {"decision": "graph"}]}
@@ -72,23 +74,27 @@ def test_the_fastest_over_all_lengths_is_chosen():
         ),
         document(("float64", 3072, 8, 20, 7, 0, 1.0), sm="12.0"),
     ])  # fmt: skip
-    assert found == [(90, "float32", 784, 1, 5, 4), (90, "float32", 784, 64, 1, 1), (120, "float64", 3072, 8, 7, 1)]
+    assert found == [
+        (90, "float32", "float32", 784, 1, 5, 4),
+        (90, "float32", "float32", 784, 64, 1, 1),
+        (120, "float64", "float64", 3072, 8, 7, 1),
+    ]
 
 
 def test_the_header_holds_the_rows_and_compiles_into_the_plan(simt):
     from choose_variants import TARGET, render
 
     text = render([document(("float32", 784, 1, 20, 5, 4, 3.0))])
-    assert "{90, kFloat32, 784, 1, 5, 4}" in text
+    assert "{90, kFloat32, kFloat32, 784, 1, 5, 4}" in text
     assert "std::array<Choice, 1>" in text
     assert "Measured on GPU 9.0." in text
     results = sorted((ROOT / "bench" / "results").glob("decisions_*.json"))
     assert TARGET.read_text() == render([json.loads(path.read_text()) for path in results])
 
 
-def test_the_variants_of_the_plan_are_those_that_are_measured(decisions):
+def test_the_clusters_of_the_plan_are_those_that_are_measured(decisions):
     plan = (ROOT / "csrc" / "cuda" / "plan.h").read_text()
-    table = re.search(r"kVariants\[\] = \{(.*?)\};", plan, re.DOTALL).group(1)
-    lines = [line for line in table.splitlines() if line.strip().startswith("{")]
-    assert len(lines) + 1 == decisions.VARIANTS
-    assert [i for i, line in enumerate(lines) if "true" in line] == list(decisions.CLUSTERED)
+    for ratio, name in ((1, "kVariants"), (2, "kHalfVariants")):
+        table = re.search(name + r"\[\] = \{(.*?)\};", plan, re.DOTALL).group(1)
+        lines = [line for line in table.splitlines() if line.strip().startswith("{")]
+        assert tuple(i for i, line in enumerate(lines) if "true" in line) == decisions.CLUSTERED[ratio]

@@ -1,9 +1,10 @@
-// The launchers of gmres.h for the CPU: choose the type, share the systems out, count who is left.
+// The launchers of gmres.h for the CPU: choose the types, share the systems out, count who is left.
 #include "gmres.h"
 
 #include "cpu/cycle.h"
 #include "cpu/parallel.h"
 #include "cpu/step.h"
+#include "dispatch.h"
 
 namespace soae::cpu {
 
@@ -15,22 +16,6 @@ int32_t count_active(const Solve& p) {
   return count;
 }
 
-// Calls body(T(), S()) for the working type and that of the rows.
-template <typename Body>
-void dispatch(const Solve& p, int32_t rows, Body&& body) {
-  const auto with = [&](auto type) {
-    if (rows == kFloat16) return body(type, Float16());
-    if (rows == kBfloat16) return body(type, Bfloat16());
-    if (rows == kFloat32) return body(type, float());
-    if constexpr (sizeof(type) == sizeof(double)) body(type, double());
-  };
-  if (p.dtype == kFloat32) {
-    with(float());
-  } else {
-    with(double());
-  }
-}
-
 }  // namespace
 
 int64_t scratch_bytes(const Solve& p) {
@@ -39,7 +24,7 @@ int64_t scratch_bytes(const Solve& p) {
 }
 
 void begin(const Solve& p, const void* ax, void*) {
-  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
+  dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
     using S = decltype(stored);
     for_each_system(p, 6 * p.n, [&](int64_t system, Team& team) {
@@ -50,7 +35,7 @@ void begin(const Solve& p, const void* ax, void*) {
 }
 
 void step(const Solve& p, int32_t j, const void* w, void*) {
-  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
+  dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
     using S = decltype(stored);
     for_each_system(p, (j + 4) * p.n, [&](int64_t system, Team& team) {
@@ -61,7 +46,7 @@ void step(const Solve& p, int32_t j, const void* w, void*) {
 }
 
 void finish(const Solve& p, bool preconditioned, void*) {
-  dispatch(p, updates_from_basis(p) ? p.basis_dtype : p.dtype, [&](auto type, auto stored) {
+  dispatch(p.dtype, update_dtype(p), [&](auto type, auto stored) {
     using T = decltype(type);
     using U = decltype(stored);
     for_each_system(p, (p.restart + 4) * p.n, [&](int64_t system, Team& team) {
@@ -71,7 +56,7 @@ void finish(const Solve& p, bool preconditioned, void*) {
 }
 
 void correct(const Solve& p, const void* z, void*) {
-  dispatch(p, p.dtype, [&](auto type, auto) {
+  dispatch(p.dtype, p.dtype, [&](auto type, auto) {
     using T = decltype(type);
     for_each_system(p, 4 * p.n, [&](int64_t system, Team& team) {
       correct_system(p, system, static_cast<const T*>(z), team);
@@ -80,7 +65,7 @@ void correct(const Solve& p, const void* z, void*) {
 }
 
 void close(const Solve& p, const void* ax, bool stop, void*) {
-  dispatch(p, p.basis_dtype, [&](auto type, auto stored) {
+  dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);
     using S = decltype(stored);
     for_each_system(p, 6 * p.n, [&](int64_t system, Team& team) {

@@ -2,33 +2,40 @@
 
 #include <utility>
 
+#include "../dispatch.h"
 #include "steps.h"
 
 namespace soae::cuda {
 
 namespace {
 
-template <typename T, int kVariant>
+template <typename T, typename S, int kVariant>
 void launch_variant(const Solve& p, int32_t blocks, int32_t j, const void* w, void* stream) {
-  using Step = BlockStep<T, kVariant>;
-  launch_clusters(block_step<T, kVariant>, p.batch, blocks, Step::kThreads,
+  using Step = BlockStep<T, S, kVariant>;
+  launch_clusters(block_step<T, S, kVariant>, p.batch, blocks, Step::kThreads,
                   Step::shared_bytes(j < 0 ? p.restart : j + 1), stream, p, j, static_cast<const T*>(w));
 }
 
 using Launch = void (*)(const Solve&, int32_t, int32_t, const void*, void*);
 
-template <typename T, int... kVariant>
+template <typename T, typename S, int... kVariant>
 Launch variant(int which, std::integer_sequence<int, kVariant...>) {
-  static constexpr Launch kTable[] = {launch_variant<T, kVariant>...};
+  static constexpr Launch kTable[] = {launch_variant<T, S, kVariant>...};
   return kTable[which];
 }
 
 }  // namespace
 
 void launch_block_step(const Solve& p, const Plan& plan, int32_t j, const void* w, void* stream) {
-  constexpr std::make_integer_sequence<int, kVariantCount> all{};
-  const Launch f = p.dtype == kFloat32 ? variant<float>(plan.variant, all) : variant<double>(plan.variant, all);
-  f(p, plan.blocks, j, w, stream);
+  dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
+    using T = decltype(type);
+    using S = decltype(stored);
+    constexpr int kCount = variant_table(sizeof(T) / sizeof(S)).count;
+    if constexpr (kCount > 0) {
+      const Launch f = variant<T, S>(plan.variant, std::make_integer_sequence<int, kCount>{});
+      f(p, plan.blocks, j, w, stream);
+    }
+  });
 }
 
 }  // namespace soae::cuda

@@ -8,18 +8,21 @@
 #include "cluster_reduce.cuh"
 #include "plan.h"
 #include "reduce.cuh"
-#include "rows.cuh"
+#include "stored.cuh"
 
 namespace soae::cuda {
 
-template <typename T, int kVariant>
+template <typename T, typename S, int kVariant>
 struct BlockStep {
-  static constexpr int kThreads = kVariants[kVariant].threads;
-  static constexpr int kChunks = kVariants[kVariant].chunks;
-  static constexpr int kPanel = kVariants[kVariant].panel;
-  static constexpr int kMinBlocks = kVariants[kVariant].min_blocks;
-  using Tile = cuda::Tile<T, kThreads, kChunks>;
-  static constexpr bool kClusters = kVariants[kVariant].clusters;
+  static constexpr Variant kChosen = variant_table(sizeof(T) / sizeof(S)).variants[kVariant];
+  static constexpr int kThreads = kChosen.threads;
+  static constexpr int kChunks = kChosen.chunks;
+  static constexpr int kPanel = kChosen.panel;
+  static constexpr int kMinBlocks = kChosen.min_blocks;
+  static constexpr bool kClusters = kChosen.clusters;
+  using Row = Stored<T, S>;
+  using Tile = TileFor<T, S, kThreads, kChunks>;
+  using BasisTile = StoredTile<T, S, kThreads, kChunks>;
   using Reduce = std::conditional_t<kClusters, ClusterReduce<kThreads, kPanel>, BlockReduce<kThreads, kPanel>>;
 
   static std::size_t shared_bytes(int64_t columns) {
@@ -28,42 +31,44 @@ struct BlockStep {
 };
 
 // w -= V V^T w for the rows [row, row + kPanel) of V that exist: classical within the panel, modified between panels.
-// The coefficients, times `unit`, are added to the column, each by a thread of its own.
-template <typename T, int kVariant>
-SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, kVariant>::Tile& w,
-                                     typename BlockStep<T, kVariant>::Reduce& reduce, const T* basis, int64_t ld,
-                                     const Span& own, int32_t row, int32_t rows, double* column, double unit) {
-  constexpr int kPanel = BlockStep<T, kVariant>::kPanel;
-  typename BlockStep<T, kVariant>::Tile v[kPanel];
+// The coefficients, times `unit`, are added to the column, each by a thread of its own. Rows hold v / stored_unit.
+template <typename T, typename S, int kVariant>
+SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, S, kVariant>::Tile& w,
+                                     typename BlockStep<T, S, kVariant>::Reduce& reduce, const S* basis, int64_t ld,
+                                     const Span& own, int32_t row, int32_t rows, double* column, double unit,
+                                     T stored_unit) {
+  constexpr int kPanel = BlockStep<T, S, kVariant>::kPanel;
+  typename BlockStep<T, S, kVariant>::BasisTile v[kPanel];
 #pragma unroll
-  for (int q = 0; q < kPanel; ++q) v[q].load_basis(basis + (row + q) * ld, own.first, row + q < rows ? own.last : 0);
+  for (int q = 0; q < kPanel; ++q) v[q].load(basis + (row + q) * ld, own.first, row + q < rows ? own.last : 0);
 
   T h[kPanel];
 #pragma unroll
   for (int q = 0; q < kPanel; ++q) h[q] = v[q].dot(w);
   reduce.sum_rows(h);
 
-  T mine = h[0];
+  T mine = h[0] * stored_unit;
 #pragma unroll
   for (int q = 0; q < kPanel; ++q) {
-    w.add(-h[q], v[q]);
+    h[q] *= stored_unit;
+    v[q].add_to(w, -h[q] * stored_unit);
     mine = thread_index() == q ? h[q] : mine;
   }
   const int32_t at = row + thread_index();
   if (thread_index() < kPanel && at < rows) column[at] += unit * static_cast<double>(mine);
 }
 
-template <typename T, int kVariant>
-SOAE_KERNEL((BlockStep<T, kVariant>::kThreads), (BlockStep<T, kVariant>::kMinBlocks))
+template <typename T, typename S, int kVariant>
+SOAE_KERNEL((BlockStep<T, S, kVariant>::kThreads), (BlockStep<T, S, kVariant>::kMinBlocks))
 block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
-  using Step = BlockStep<T, kVariant>;
+  using Step = BlockStep<T, S, kVariant>;
   if constexpr (Step::kClusters && !has_clusters()) return;
   const int blocks = Step::kClusters ? cluster_size() : 1;
   const int rank = Step::kClusters ? cluster_rank() : 0;
   const int64_t system = block_index() / blocks;
-  const int32_t chunks = row_chunks<T>(p);
+  const int32_t chunks = row_chunks<S>(p);
   const Span own = Step::kClusters ? Span::of(chunks, blocks, rank) : Span{0, chunks};
-  const Vector<T> direction = vector_of<T>(p, p.direction, system);
+  const VectorFor<T, S> direction = vector_of<T, Step::Row::kSize>(p, p.direction, system);
   if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
   j = step_index(p, system, j);
 
@@ -72,7 +77,8 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   for (int32_t i = thread_index(); i <= j; i += Step::kThreads) column[i] = 0.0;
 
   typename Step::Tile w;
-  w.load(vector_of<T>(p, operator_output, system), own.first, Step::kClusters ? own.last : INT32_MAX);
+  w.load(vector_of<T, Step::Row::kSize>(p, operator_output, system), own.first,
+         Step::kClusters ? own.last : INT32_MAX);
   const double largest = reduce.max(w.max_magnitude());
   if (!is_finite(largest)) {
     if (thread_index() == 0 && rank == 0) reject_column(p, system);
@@ -83,11 +89,12 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   const double before = sqrt(reduce.sum(w.dot(w)));
 
   const double unit = power_of_two<double>(exponent);
-  const T* basis = basis_row<T>(p, system, 0);
+  const S* basis = basis_row<S>(p, system, 0);
+  const T stored = stored_unit<T, S>(p);
   double after = 0.0;
   for (int sweep = 0; sweep < 2; ++sweep) {
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
-      orthogonalize_panel<T, kVariant>(w, reduce, basis, p.ld, own, row, j + 1, column, unit);
+      orthogonalize_panel<T, S, kVariant>(w, reduce, basis, p.ld, own, row, j + 1, column, unit, stored);
     }
     after = sqrt(reduce.sum(w.dot(w)));
     if (p.orthogonalization == kMgs && !(after < kCancellation * before)) break;
@@ -103,9 +110,13 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
     block_barrier();
   }
   if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
-  w.scale(static_cast<T>(1.0 / after));
-  w.store_basis(basis_row<T>(p, system, j + 1), own.first, own.last);
-  w.store(direction, own.first, Step::kClusters ? own.last : INT32_MAX);
+  w.scale(static_cast<T>(1.0 / after) * stored_scale<T, S>(p));
+  S* next = basis_row<S>(p, system, j + 1);
+#pragma unroll
+  for (int i = 0; i < Step::kChunks; ++i) {
+    const int32_t at = Step::Tile::index(own.first, i);
+    if (at < own.last) direction.store(at, Step::Row::store(next, at, w.c[i], stored));
+  }
 }
 
 }  // namespace soae::cuda

@@ -5,7 +5,7 @@
 
 #include "plan.h"
 #include "reduce.cuh"
-#include "rows.cuh"
+#include "stored.cuh"
 #include "scratch.cuh"
 #include "triangular.cuh"
 
@@ -18,23 +18,23 @@ using CycleReduce = BlockReduce<kCycleThreads, 1>;
 enum Action : int32_t { kKeep = 0, kTakeCandidate = 1, kZeroX = 2, kNewBasis = 4 };
 
 // The residual to measure: of x (begin) or of the candidate (close).
-template <typename T>
+template <typename T, int kSize = Chunk<T>::kSize>
 struct Residual {
-  Vector<T> b, ax, iterate;
+  Vector<T, kSize> b, ax, iterate;
   bool has_ax;
 
   SOAE_DEVICE Residual(const Solve& p, int64_t system, const void* a_times, bool opening)
-      : b(vector_of<T>(p, p.b, system)),
-        ax(vector_of<T>(p, a_times != nullptr ? a_times : p.b, system)),
-        iterate(vector_of<T>(p, opening ? p.x : p.candidate, system)),
+      : b(vector_of<T, kSize>(p, p.b, system)),
+        ax(vector_of<T, kSize>(p, a_times != nullptr ? a_times : p.b, system)),
+        iterate(vector_of<T, kSize>(p, opening ? p.x : p.candidate, system)),
         has_ax(a_times != nullptr) {}
 
-  SOAE_DEVICE Chunk<T> load(int32_t chunk) const {
-    Chunk<T> r = b.load(chunk);
+  SOAE_DEVICE Chunk<T, kSize> load(int32_t chunk) const {
+    Chunk<T, kSize> r = b.load(chunk);
     if (has_ax) {
-      const Chunk<T> a = ax.load(chunk);
+      const Chunk<T, kSize> a = ax.load(chunk);
 #pragma unroll
-      for (int e = 0; e < Chunk<T>::kSize; ++e) r.a[e] -= a.a[e];
+      for (int e = 0; e < kSize; ++e) r.a[e] -= a.a[e];
     }
     return r;
   }
@@ -101,57 +101,61 @@ SOAE_DEVICE int32_t decide(const Solve& p, int64_t system, const Measured& m, bo
   return action;
 }
 
-// Carries the decision out on the chunks [first, last): x, the first basis row and the next direction.
-template <typename T>
+// Carries the decision out on the chunks [first, last) of stored rows: x, the first basis row and the next direction.
+template <typename T, typename S>
 SOAE_DEVICE void apply(const Solve& p, int64_t system, int32_t first, int32_t last, const void* ax, bool opening,
                        int32_t action) {
+  using Row = Stored<T, S>;
   const System& s = p.systems[system];
   const bool active = s.outcome == kActive;
-  const Residual<T> residual(p, system, ax, opening);
-  const Vector<T> x = vector_of<T>(p, p.x, system);
-  const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  T* row = basis_row<T>(p, system, 0);
+  const Residual<T, Row::kSize> residual(p, system, ax, opening);
+  const VectorFor<T, S> x = vector_of<T, Row::kSize>(p, p.x, system);
+  const VectorFor<T, S> direction = vector_of<T, Row::kSize>(p, p.direction, system);
+  S* row = basis_row<S>(p, system, 0);
   const T down = power_of_two<T>(-s.scale);
-  const T inverse = static_cast<T>(1.0 / s.beta);
+  const T to_store = static_cast<T>(1.0 / s.beta) * stored_scale<T, S>(p);
+  const T unit = stored_unit<T, S>(p);
   for (int32_t at = first + thread_index(); at < last; at += kCycleThreads) {
-    const int64_t element = static_cast<int64_t>(at) * Chunk<T>::kSize;
-    Chunk<T> v{};
+    typename Row::Values v{};
     if (active && (action & kNewBasis) != 0) {
-      v = residual.load(at);
-#pragma unroll
-      for (int e = 0; e < Chunk<T>::kSize; ++e) v.a[e] = v.a[e] * down * inverse;
-      store_chunk(row + element, v);
+      v = Row::scaled(Row::scaled(residual.load(at), down), to_store);
+      v = Row::store(row, at, v, unit);
     } else if (active) {
-      v = load_chunk(row + element);
+      v = Row::scaled(Row::unpack(Row::load(row, at)), unit);
     }
     if ((action & kTakeCandidate) != 0) x.store(at, residual.iterate.load(at));
-    if ((action & kZeroX) != 0) x.store(at, Chunk<T>{});
+    if ((action & kZeroX) != 0) x.store(at, typename Row::Values{});
     direction.store(at, v);
   }
 }
 
-// begin and close, a block per system.
+// Of 16 bytes of working numbers: chunks of a vector, padded like a row of the basis.
 template <typename T>
+SOAE_DEVICE int32_t vector_chunks(const Solve& p) {
+  return static_cast<int32_t>(p.ld / Chunk<T>::kSize);
+}
+
+// begin and close, a block per system.
+template <typename T, typename S>
 SOAE_KERNEL(kCycleThreads, 1)
 turn_cycle(SOAE_PARAM Solve p, const void* ax, bool opening, bool stop) {
   const int64_t system = block_index();
-  const int32_t chunks = row_chunks<T>(p);
   if (!opening && p.systems[system].outcome == kFrozen) {
-    return clear_vector(vector_of<T>(p, p.direction, system), 0, chunks);
+    return clear_vector(vector_of<T>(p, p.direction, system), 0, vector_chunks<T>(p));
   }
   CycleReduce reduce(dynamic_shared<double>());
   int32_t* action = reinterpret_cast<int32_t*>(dynamic_shared<double>() + CycleReduce::kDoubles);
-  const Measured m = measure<T>(p, system, 0, chunks, ax, opening, reduce);
+  const Measured m = measure<T>(p, system, 0, vector_chunks<T>(p), ax, opening, reduce);
   if (thread_index() == 0) *action = decide(p, system, m, opening, stop);
   block_barrier();
-  apply<T>(p, system, 0, chunks, ax, opening, *action);
+  apply<T, S>(p, system, 0, row_chunks<S>(p), ax, opening, *action);
 }
 
 // begin and close, a block per piece: measure, decide, apply.
 template <typename T>
 SOAE_KERNEL(kCycleThreads, 1)
-measure_pieces(SOAE_PARAM Solve p, SplitScratch scratch, const void* ax, bool opening) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
+measure_pieces(SOAE_PARAM Solve p, SplitScratch scratch, const void* ax, bool opening, int32_t length) {
+  const Piece piece = Piece::own(scratch.pieces, vector_chunks<T>(p), length);
   if (!opening && p.systems[piece.system].outcome == kFrozen) return;
   CycleReduce reduce(dynamic_shared<double>());
   const Measured m = measure<T>(p, piece.system, piece.first, piece.last, ax, opening, reduce);
@@ -172,11 +176,11 @@ decide_systems(SOAE_PARAM Solve p, SplitScratch scratch, bool opening, bool stop
   if (thread_index() == 0) state.action = decide(p, system, m, opening, stop);
 }
 
-template <typename T>
+template <typename T, typename S>
 SOAE_KERNEL(kCycleThreads, 1)
 apply_pieces(SOAE_PARAM Solve p, SplitScratch scratch, const void* ax, bool opening) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
-  apply<T>(p, piece.system, piece.first, piece.last, ax, opening, scratch.state(piece.system).action);
+  const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
+  apply<T, S>(p, piece.system, piece.first, piece.last, ax, opening, scratch.state(piece.system).action);
 }
 
 }  // namespace soae::cuda

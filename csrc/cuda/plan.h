@@ -1,4 +1,4 @@
-// Which kernels a solve uses. Decided here and nowhere else, from (B, n, dtype, restart) and the number of
+// Which kernels a solve uses. Decided here and nowhere else, from (B, n, dtypes, restart) and the number of
 // multiprocessors alone: never from which systems are still active, so that a neighbour cannot change a result.
 #pragma once
 
@@ -11,8 +11,8 @@
 namespace soae::cuda {
 
 // Kernels that read V once, by one block or by the blocks of one cluster for each system: `threads` times `chunks` chunks
-// of 16 bytes hold the vector, or the block's part of it, in registers; `panel` basis rows are orthogonalised against per
-// reduction; `min_blocks` is the occupancy the register budget is cut for.
+// hold the vector, or the block's part of it, in registers, each as many numbers as 16 bytes of a basis row; `panel` basis
+// rows are orthogonalised against per reduction; `min_blocks` is the occupancy the register budget is cut for.
 struct Variant {
   int threads, chunks, panel, min_blocks;
   bool clusters;
@@ -26,27 +26,44 @@ constexpr Variant kVariants[] = {
     {256, 3, 4, 2, true},   // n <=  49,152 in clusters of 16; small clusters for few systems
     {512, 5, 2, 1, true},   // n <= 163,840 in clusters of 16
 };
-constexpr int kVariantCount = sizeof(kVariants) / sizeof(kVariants[0]);
+// For a basis in half the working precision, whose chunks take twice the room in registers.
+constexpr Variant kHalfVariants[] = {
+    {128, 1, 4, 5, false},  // n <=   1,024 (16-bit under float32)
+    {192, 2, 4, 2, false},  // n <=   3,072
+    {512, 3, 2, 1, false},  // n <=  12,288
+    {512, 3, 2, 1, true},   // n <= 196,608 in clusters of 16
+};
+
+struct VariantTable {
+  const Variant* variants;
+  int count;
+};
+// ratio: bytes of a working number to those of a stored one. A basis in a quarter of the working precision is left to
+// split-n, which has room for it.
+constexpr VariantTable variant_table(std::size_t ratio) {
+  return ratio == 1   ? VariantTable{kVariants, sizeof(kVariants) / sizeof(kVariants[0])}
+         : ratio == 2 ? VariantTable{kHalfVariants, sizeof(kHalfVariants) / sizeof(kHalfVariants[0])}
+                      : VariantTable{kHalfVariants, 0};
+}
 
 // Split-n kernels cut the vectors of a system into pieces of kPieceChunks chunks: a block each, a chunk per thread,
 // kPieceRows basis rows in flight.
-constexpr int kSplit = kVariantCount;
 constexpr int kPieceThreads = 256;
 constexpr int kPieceChunks = kPieceThreads;
-constexpr int kPieceRows = 8;
+template <typename T, typename S>
+constexpr int kPieceRows = sizeof(T) / sizeof(S) == 4 ? 4 : 8;
 
 struct Plan {
-  int variant;     // index into kVariants, or kSplit
+  int variant;     // index into one of the tables above, or their end: split-n
   int32_t blocks;  // of the cluster that works on a system; 1 for a block of its own
-  int32_t pieces;  // per system; the end of a cycle works on pieces whatever the variant
-
-  bool split() const { return variant == kSplit; }
+  int32_t pieces;  // of a system in split-n
+  bool split;
 };
 
 // A row of choices.h: what was the fastest for systems of at most so many unknowns, in batches of at most so many.
 struct Choice {
   int architecture;  // 90 for sm_90
-  Dtype dtype;
+  Dtype dtype, basis_dtype;
   int64_t most_unknowns, most_systems;
   int variant;
   int32_t blocks;
@@ -57,9 +74,9 @@ struct Choice {
 // wait for each other at every panel; split-n reads V twice, with all multiprocessors, in two launches more.
 class StepModel {
  public:
-  StepModel(const Solve& p, int64_t row_chunks, int64_t processors)
+  StepModel(const Solve& p, std::size_t row_bytes, int64_t processors)
       : batch_(p.batch), processors_(processors), rows_(0.5 * static_cast<double>(p.restart)),
-        bytes_(rows_ * static_cast<double>(row_chunks * 16)),
+        bytes_(rows_ * static_cast<double>(row_bytes)),
         shared_(static_cast<double>(p.batch) * bytes_ / (kEachOfAll * static_cast<double>(processors))) {}
 
   double split() const { return kTwoMoreLaunches + 2.0 * shared_; }
@@ -95,13 +112,14 @@ void force_variant(int variant, int blocks);
 // What a solve uses: the variant, and the blocks that work on a system.
 void describe_plan(const Solve& p, int& variant, int& blocks);
 
-Plan choose_plan(const Solve& p, int64_t row_chunks);
+inline std::size_t bytes_of(int32_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
-inline Plan make_plan(const Solve& p) {
-  const int64_t row_chunks = p.ld * (p.dtype == kFloat32 ? 4 : 8) / 16;
-  Plan plan = choose_plan(p, row_chunks);
-  plan.pieces = static_cast<int32_t>((row_chunks + kPieceChunks - 1) / kPieceChunks);
-  return plan;
+// Pieces of a row of so many bytes.
+inline int32_t count_pieces(std::size_t bytes) {
+  constexpr std::size_t kPieceBytes = 16 * kPieceChunks;
+  return static_cast<int32_t>((bytes + kPieceBytes - 1) / kPieceBytes);
 }
+
+Plan make_plan(const Solve& p);
 
 }  // namespace soae::cuda

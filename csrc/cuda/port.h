@@ -1,9 +1,12 @@
 // The only door between the kernels and the compiler: nvcc, or the SIMT build that executes the same source on a CPU.
 // Both sides define the same names in soae::cuda:
 //   device  kWarp, thread_index, block_index, thread_count, block_barrier, shuffle, shuffle_xor, atomic_add, fence,
-//           dynamic_shared<T>, and the 16-byte accesses load_chunk, load_stream, store_chunk, load_coherent;
-//           of clusters has_clusters, cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send, wait_for
-//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster, architecture, runtime_version, driver_version
+//           dynamic_shared<T>, the 16-byte accesses load_chunk, load_stream, store_chunk, load_coherent, and the
+//           conversions of a pair of float16 numbers, unpack_float16, pack_float16;
+//           of clusters: has_clusters, cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send,
+//           wait_for
+//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster, architecture, runtime_version,
+//           driver_version
 #pragma once
 
 #include <cstddef>
@@ -11,11 +14,11 @@
 
 namespace soae::cuda {
 
-// 16 bytes of a vector: what one thread moves in one access.
-template <typename T>
+// Neighbouring numbers of a vector, all with one thread: 16 bytes, which move in one access, or a multiple of that.
+template <typename T, int kCount = 16 / sizeof(T)>
 struct Chunk {
-  static constexpr int kSize = 16 / sizeof(T);
-  T a[kSize];
+  static constexpr int kSize = kCount;
+  T a[kCount];
 };
 
 }  // namespace soae::cuda

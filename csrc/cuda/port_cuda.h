@@ -1,6 +1,7 @@
 // port.h for nvcc. Include port.h, not this.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <stdexcept>
@@ -142,11 +143,19 @@ SOAE_DEVICE Chunk<double> load_chunk(const double* at) {
   return {{v.x, v.y}};
 }
 
+SOAE_DEVICE Chunk<uint32_t> load_chunk(const uint32_t* at) {
+  const uint4 v = *reinterpret_cast<const uint4*>(at);
+  return {{v.x, v.y, v.z, v.w}};
+}
+
 SOAE_DEVICE void store_chunk(float* at, const Chunk<float>& c) {
   *reinterpret_cast<float4*>(at) = make_float4(c.a[0], c.a[1], c.a[2], c.a[3]);
 }
 SOAE_DEVICE void store_chunk(double* at, const Chunk<double>& c) {
   *reinterpret_cast<double2*>(at) = make_double2(c.a[0], c.a[1]);
+}
+SOAE_DEVICE void store_chunk(uint32_t* at, const Chunk<uint32_t>& c) {
+  *reinterpret_cast<uint4*>(at) = make_uint4(c.a[0], c.a[1], c.a[2], c.a[3]);
 }
 
 // Streamed read of memory that the running kernel does not write; zero where not valid. Predicated rather than
@@ -178,6 +187,31 @@ SOAE_DEVICE Chunk<double> load_stream(const double* at, bool valid) {
       : "=d"(c.a[0]), "=d"(c.a[1])
       : "l"(at), "r"(static_cast<int>(valid)));
   return c;
+}
+SOAE_DEVICE Chunk<uint32_t> load_stream(const uint32_t* at, bool valid) {
+  Chunk<uint32_t> c;
+  asm("{\n"
+      "  .reg .pred p;\n"
+      "  setp.ne.s32 p, %5, 0;\n"
+      "  mov.u32 %0, 0;\n"
+      "  mov.u32 %1, 0;\n"
+      "  mov.u32 %2, 0;\n"
+      "  mov.u32 %3, 0;\n"
+      "  @p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=r"(c.a[0]), "=r"(c.a[1]), "=r"(c.a[2]), "=r"(c.a[3])
+      : "l"(at), "r"(static_cast<int>(valid)));
+  return c;
+}
+
+SOAE_DEVICE void unpack_float16(uint32_t pair, float& low, float& high) {
+  const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  low = both.x;
+  high = both.y;
+}
+SOAE_DEVICE uint32_t pack_float16(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
 }
 
 // Reads what another block of the same launch wrote, from the cache that all blocks share.

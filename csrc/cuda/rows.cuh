@@ -1,5 +1,5 @@
-// Vectors in memory and in registers. A row is cut in 16-byte chunks; thread t of a block holds the chunks
-// first + t, first + t + threads, ...: neighbouring threads touch neighbouring chunks.
+// Vectors in memory and in registers. A vector is cut in chunks, as many numbers as 16 bytes of a basis row hold; thread
+// t of a block holds the chunks first + t, first + t + threads, ...: neighbouring threads touch neighbouring chunks.
 #pragma once
 
 #include "../gmres.h"
@@ -14,18 +14,14 @@ SOAE_HD int64_t basis_offset(const Solve& p, int64_t system, int64_t row) {
   return (system * (p.restart + 1) + row) * p.ld;
 }
 SOAE_HD int64_t update_offset(const Solve& p, int64_t system, int64_t row) {
-  return (system * p.update_rows + row) * p.ld;
-}
-
-template <typename T>
-SOAE_HD int32_t row_chunks(const Solve& p) {
-  return static_cast<int32_t>(p.ld / Chunk<T>::kSize);
+  return (system * p.update_rows + row) * p.update_ld;
 }
 
 // A vector of n elements with no promise on its alignment: what the caller of gmres sees, and what the operator reads
 // and writes. Chunks that lie within n move in one access where the row is aligned, else element by element.
-template <typename T>
+template <typename T, int kSize = Chunk<T>::kSize>
 struct Vector {
+  using Values = Chunk<T, kSize>;
   T* data;
   int64_t n;
   bool aligned;
@@ -33,38 +29,50 @@ struct Vector {
   SOAE_DEVICE Vector(T* start, int64_t count)
       : data(start), n(count), aligned(reinterpret_cast<std::uintptr_t>(start) % 16 == 0) {}
 
-  SOAE_DEVICE Chunk<T> load(int32_t chunk) const {
-    const int64_t at = static_cast<int64_t>(chunk) * Chunk<T>::kSize;
-    if (aligned && at + Chunk<T>::kSize <= n) return load_chunk(data + at);
-    Chunk<T> c;
+  SOAE_DEVICE Values load(int32_t chunk) const {
+    const int64_t at = static_cast<int64_t>(chunk) * kSize;
+    Values c;
+    if (aligned && at + kSize <= n) {
 #pragma unroll
-    for (int e = 0; e < Chunk<T>::kSize; ++e) c.a[e] = at + e < n ? data[at + e] : T(0);
+      for (int e = 0; e < kSize; e += Chunk<T>::kSize) {
+        const Chunk<T> part = load_chunk(data + at + e);
+#pragma unroll
+        for (int i = 0; i < Chunk<T>::kSize; ++i) c.a[e + i] = part.a[i];
+      }
+      return c;
+    }
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) c.a[e] = at + e < n ? data[at + e] : T(0);
     return c;
   }
 
-  SOAE_DEVICE void store(int32_t chunk, const Chunk<T>& c) const {
-    const int64_t at = static_cast<int64_t>(chunk) * Chunk<T>::kSize;
-    if (aligned && at + Chunk<T>::kSize <= n) return store_chunk(data + at, c);
+  SOAE_DEVICE void store(int32_t chunk, const Values& c) const {
+    const int64_t at = static_cast<int64_t>(chunk) * kSize;
+    if (aligned && at + kSize <= n) {
 #pragma unroll
-    for (int e = 0; e < Chunk<T>::kSize; ++e) {
+      for (int e = 0; e < kSize; e += Chunk<T>::kSize) {
+        Chunk<T> part;
+#pragma unroll
+        for (int i = 0; i < Chunk<T>::kSize; ++i) part.a[i] = c.a[e + i];
+        store_chunk(data + at + e, part);
+      }
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
       if (at + e < n) data[at + e] = c.a[e];
     }
   }
 };
 
-template <typename T>
-SOAE_DEVICE Vector<T> vector_of(const Solve& p, void* array, int64_t system) {
+template <typename T, int kSize = Chunk<T>::kSize>
+SOAE_DEVICE Vector<T, kSize> vector_of(const Solve& p, void* array, int64_t system) {
   return {static_cast<T*>(array) + vector_offset(p, system), p.n};
 }
 // Read-only arrays are viewed through the same type; nothing stores to them.
-template <typename T>
-SOAE_DEVICE Vector<T> vector_of(const Solve& p, const void* array, int64_t system) {
-  return vector_of<T>(p, const_cast<void*>(array), system);
-}
-
-template <typename T>
-SOAE_DEVICE T* basis_row(const Solve& p, int64_t system, int64_t row) {
-  return static_cast<T*>(p.basis) + basis_offset(p, system, row);
+template <typename T, int kSize = Chunk<T>::kSize>
+SOAE_DEVICE Vector<T, kSize> vector_of(const Solve& p, const void* array, int64_t system) {
+  return vector_of<T, kSize>(p, const_cast<void*>(array), system);
 }
 
 // The step that an active system is about to take: j, or its own count where j is negative. That count is of use until
@@ -84,10 +92,10 @@ SOAE_DEVICE T magnitude(T a) {
   return a - a == T(0) ? (a < T(0) ? -a : a) : static_cast<T>(INFINITY);
 }
 
-template <typename T>
-SOAE_DEVICE T chunk_max(const Chunk<T>& c, T largest) {
+template <typename T, int kSize>
+SOAE_DEVICE T chunk_max(const Chunk<T, kSize>& c, T largest) {
 #pragma unroll
-  for (int e = 0; e < Chunk<T>::kSize; ++e) {
+  for (int e = 0; e < kSize; ++e) {
     const T m = magnitude(c.a[e]);
     largest = m > largest ? m : largest;
   }
@@ -105,61 +113,33 @@ struct Span {
   }
 };
 
-// The part of a vector that a block holds in registers. Chunks beyond the row are zero.
-template <typename T, int kThreads, int kChunks>
+// The part of a vector that a block holds in registers. Chunks beyond the vector are zero.
+template <typename T, int kSize, int kThreads, int kChunks>
 struct Tile {
-  static constexpr int kCapacity = kThreads * kChunks;  // in chunks
-  Chunk<T> c[kChunks];
+  Chunk<T, kSize> c[kChunks];
 
   static SOAE_DEVICE int32_t index(int32_t first, int i) { return first + i * kThreads + thread_index(); }
 
   SOAE_DEVICE void clear() {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) c[i] = Chunk<T>{};
+    for (int i = 0; i < kChunks; ++i) c[i] = Chunk<T, kSize>{};
   }
 
-  SOAE_DEVICE void load(const Vector<T>& v, int32_t first, int32_t last = INT32_MAX) {
+  SOAE_DEVICE void load(const Vector<T, kSize>& v, int32_t first, int32_t last = INT32_MAX) {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) c[i] = index(first, i) < last ? v.load(index(first, i)) : Chunk<T>{};
+    for (int i = 0; i < kChunks; ++i) c[i] = index(first, i) < last ? v.load(index(first, i)) : Chunk<T, kSize>{};
   }
 
-  SOAE_DEVICE void load_basis(const T* row, int32_t first, int32_t chunks) {
+  SOAE_DEVICE void store(const Vector<T, kSize>& v, int32_t first) const {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int32_t at = index(first, i);
-      c[i] = load_stream(row + static_cast<int64_t>(at) * Chunk<T>::kSize, at < chunks);
-    }
-  }
-
-  // For a row that the running kernel writes as well.
-  SOAE_DEVICE void load_own(const T* row, int32_t first, int32_t chunks) {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int32_t at = index(first, i);
-      c[i] = at < chunks ? load_chunk(row + static_cast<int64_t>(at) * Chunk<T>::kSize) : Chunk<T>{};
-    }
-  }
-
-  SOAE_DEVICE void store(const Vector<T>& v, int32_t first, int32_t last = INT32_MAX) const {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      if (index(first, i) < last) v.store(index(first, i), c[i]);
-    }
-  }
-
-  SOAE_DEVICE void store_basis(T* row, int32_t first, int32_t chunks) const {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int32_t at = index(first, i);
-      if (at < chunks) store_chunk(row + static_cast<int64_t>(at) * Chunk<T>::kSize, c[i]);
-    }
+    for (int i = 0; i < kChunks; ++i) v.store(index(first, i), c[i]);
   }
 
   SOAE_DEVICE void scale(T factor) {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
-      for (int e = 0; e < Chunk<T>::kSize; ++e) c[i].a[e] *= factor;
+      for (int e = 0; e < kSize; ++e) c[i].a[e] *= factor;
     }
   }
 
@@ -167,7 +147,7 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
-      for (int e = 0; e < Chunk<T>::kSize; ++e) c[i].a[e] += factor * other.c[i].a[e];
+      for (int e = 0; e < kSize; ++e) c[i].a[e] += factor * other.c[i].a[e];
     }
   }
 
@@ -176,7 +156,7 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
-      for (int e = 0; e < Chunk<T>::kSize; ++e) sum += c[i].a[e] * other.c[i].a[e];
+      for (int e = 0; e < kSize; ++e) sum += c[i].a[e] * other.c[i].a[e];
     }
     return sum;
   }
@@ -190,10 +170,10 @@ struct Tile {
 };
 
 // Zeroes chunks first + t, ... < last of a vector.
-template <typename T>
-SOAE_DEVICE void clear_vector(const Vector<T>& v, int32_t first, int32_t last) {
+template <typename T, int kSize>
+SOAE_DEVICE void clear_vector(const Vector<T, kSize>& v, int32_t first, int32_t last) {
 #pragma unroll 1
-  for (int32_t at = first + thread_index(); at < last; at += thread_count()) v.store(at, Chunk<T>{});
+  for (int32_t at = first + thread_index(); at < last; at += thread_count()) v.store(at, Chunk<T, kSize>{});
 }
 
 }  // namespace soae::cuda

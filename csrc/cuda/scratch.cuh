@@ -4,7 +4,7 @@
 
 #include "plan.h"
 #include "reduce.cuh"
-#include "rows.cuh"
+#include "stored.cuh"
 
 namespace soae::cuda {
 
@@ -43,23 +43,23 @@ struct Piece {
   int32_t index;
   int32_t first, last;  // chunks
 
-  // The piece of the running block.
-  template <typename T>
-  static SOAE_DEVICE Piece own(const Solve& p, int32_t pieces) {
+  // The piece of the running block, of a vector of `chunks` chunks. A piece has `length` of them.
+  static SOAE_DEVICE Piece own(int32_t pieces, int32_t chunks, int32_t length = kPieceChunks) {
     const int64_t block = block_index();
     Piece q;
     q.system = block / pieces;
     q.index = static_cast<int32_t>(block % pieces);
-    q.first = q.index * kPieceChunks;
-    const int32_t chunks = row_chunks<T>(p);
-    q.last = q.first + kPieceChunks < chunks ? q.first + kPieceChunks : chunks;
+    q.first = q.index * length;
+    q.last = q.first + length < chunks ? q.first + length : chunks;
     return q;
   }
 };
 
 // One thread holds one chunk of a piece.
-template <typename T>
-using PieceTile = Tile<T, kPieceThreads, kPieceChunks / kPieceThreads>;
+template <typename T, typename S>
+using PieceTile = TileFor<T, S, kPieceThreads, kPieceChunks / kPieceThreads>;
+template <typename T, typename S>
+using StoredPiece = StoredTile<T, S, kPieceThreads, kPieceChunks / kPieceThreads>;
 
 struct SplitScratch {
   SplitState* states;     // (B)

@@ -9,7 +9,6 @@
 
 #include "plan.h"
 #include "reduce.cuh"
-#include "rows.cuh"
 #include "scratch.cuh"
 #include "triangular.cuh"
 #include "update.cuh"
@@ -48,36 +47,37 @@ SOAE_DEVICE bool arrive_last(SplitState& state, int32_t blocks) {
 
 // Partial V_i^T w into the slots of V^T w for the rows [0, rows); kLower: also V_i^T last into the slots of L, for the
 // rows before the last one. Each warp leaves its sums of 32 rows in shared memory, then threads add the warps up.
-template <typename T, bool kLower>
-SOAE_DEVICE void store_dots(const PieceTile<T>& w, const PieceTile<T>& last, const Solve& p,
+template <typename T, typename S, bool kLower>
+SOAE_DEVICE void store_dots(const PieceTile<T, S>& w, const PieceTile<T, S>& last, const Solve& p,
                             const SplitScratch& scratch, const Piece& piece, int32_t rows) {
-  constexpr int kRows = kPieceRows;
+  constexpr int kRows = kPieceRows<T, S>;
   constexpr int kGroup = SplitShared::kGroup;
   constexpr int kLanesPerRow = kWarp / kRows;
   static_assert(kGroup % kRows == 0, "a group is a number of panels");
-  const T* basis = basis_row<T>(p, piece.system, 0);
-  const int32_t chunks = row_chunks<T>(p);
+  const S* basis = basis_row<S>(p, piece.system, 0);
+  const int32_t chunks = row_chunks<S>(p);
+  const T unit = stored_unit<T, S>(p);
   const int writer = lane_index() % kLanesPerRow == 0 ? lane_index() / kLanesPerRow : -1;
 
   for (int32_t group = 0; group < rows; group += kGroup) {
     double* half = dynamic_shared<double>() + SplitShared::kDots + (group / kGroup % 2) * SplitShared::kHalf;
     double* mine = half + warp_index() * 2 * kGroup;
     for (int32_t row = group; row < rows && row < group + kGroup; row += kRows) {
-      PieceTile<T> v[kRows];
+      StoredPiece<T, S> v[kRows];
 #pragma unroll
       for (int q = 0; q < kRows; ++q) {
-        v[q].load_basis(basis + (row + q) * p.ld, piece.first, row + q < rows ? chunks : 0);
+        v[q].load(basis + (row + q) * p.ld, piece.first, row + q < rows ? chunks : 0);
       }
       T dots[kRows];
 #pragma unroll
       for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(w);
       const T with_w = warp_sum_rows(dots);
-      if (writer >= 0) mine[row - group + writer] = static_cast<double>(with_w);
+      if (writer >= 0) mine[row - group + writer] = static_cast<double>(with_w * unit);
       if constexpr (kLower) {
 #pragma unroll
         for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(last);
         const T with_last = warp_sum_rows(dots);
-        if (writer >= 0) mine[kGroup + row - group + writer] = static_cast<double>(with_last);
+        if (writer >= 0) mine[kGroup + row - group + writer] = static_cast<double>(with_last * unit);
       }
     }
     block_barrier();
@@ -131,15 +131,15 @@ SOAE_DEVICE void solve_coefficients(const Solve& p, const SplitScratch& scratch,
   }
 }
 
-template <typename T>
+template <typename T, typename S>
 SOAE_KERNEL(kPieceThreads, 2)
 split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operator_output) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
+  const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
   if (p.systems[piece.system].outcome != kActive) return;
   j = step_index(p, piece.system, j);
   SplitReduce reduce(dynamic_shared<double>());
-  PieceTile<T> w;
-  w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
+  PieceTile<T, S> w;
+  w.load(vector_of<T, Stored<T, S>::kSize>(p, operator_output, piece.system), piece.first);
   const ScaledSquares own = ScaledSquares::from_max(reduce.max(w.max_magnitude()), p.dtype);
   w.scale(own.finite() ? power_of_two<T>(-own.power()) : T(0));
   const double squares = reduce.sum(w.dot(w));
@@ -147,43 +147,49 @@ split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operato
     scratch.slot(piece.system, SplitScratch::kExponent)[piece.index] = own.exponent;
     scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
   }
-  PieceTile<T> last;
-  last.load_basis(basis_row<T>(p, piece.system, j), piece.first, row_chunks<T>(p));
-  store_dots<T, true>(w, last, p, scratch, piece, j + 1);
+  StoredPiece<T, S> stored;
+  stored.load(basis_row<S>(p, piece.system, j), piece.first, row_chunks<S>(p));
+  PieceTile<T, S> last;
+  stored.unpack_to(last);
+  last.scale(stored_unit<T, S>(p));
+  store_dots<T, S, true>(w, last, p, scratch, piece, j + 1);
 
   if (arrive_last(scratch.state(piece.system), scratch.pieces)) solve_coefficients(p, scratch, piece.system, j);
 }
 
-// w times 2^-exponent minus V h, from the operator's output, or from where project left it.
-template <typename T>
-SOAE_DEVICE void subtract(PieceTile<T>& w, const Solve& p, const SplitScratch& scratch, const Piece& piece, int32_t j,
-                          const T* operator_output) {
-  const int32_t chunks = row_chunks<T>(p);
+// w times 2^-exponent minus V h, from the operator's output, or from where project left it: in the memory of the
+// direction, which may be that of the operator's output too. Every thread stores only where it has loaded.
+template <typename T, typename S>
+SOAE_DEVICE void subtract(PieceTile<T, S>& w, const Solve& p, const SplitScratch& scratch, const Piece& piece,
+                          int32_t j, const T* operator_output) {
+  const int64_t system = piece.system;
+  constexpr int kSize = Stored<T, S>::kSize;
   if (operator_output != nullptr) {
-    w.load(vector_of<T>(p, operator_output, piece.system), piece.first);
-    w.scale(power_of_two<T>(-scratch.state(piece.system).exponent));
+    w.load(vector_of<T, kSize>(p, operator_output, system), piece.first);
+    w.scale(power_of_two<T>(-scratch.state(system).exponent));
   } else {
-    w.load_own(basis_row<T>(p, piece.system, j + 1), piece.first, chunks);
+    w.load(vector_of<T, kSize>(p, p.direction, system), piece.first);
   }
   T* factors = reinterpret_cast<T*>(dynamic_shared<double>() + SplitShared::kColumn);
+  const T unit = stored_unit<T, S>(p);
   for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
-    factors[i] = static_cast<T>(-scratch.next_sweep(piece.system)[i]);
+    factors[i] = static_cast<T>(-scratch.next_sweep(system)[i]) * unit;
   }
   block_barrier();
-  add_rows(w, factors, j + 1, basis_row<T>(p, piece.system, 0), p.ld, piece.first, chunks);
+  add_rows<T, S>(w, factors, j + 1, basis_row<S>(p, system, 0), p.ld, piece.first, row_chunks<S>(p));
+  w.store(vector_of<T, kSize>(p, p.direction, system), piece.first);
 }
 
 // kCgs2, between its two sweeps.
-template <typename T>
+template <typename T, typename S>
 SOAE_KERNEL(kPieceThreads, 2)
 split_project(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
+  const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
   if (p.systems[piece.system].outcome != kActive) return;
   const int32_t j = scratch.state(piece.system).step;
-  PieceTile<T> w;
-  subtract(w, p, scratch, piece, j, operator_output);
-  w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
-  store_dots<T, false>(w, w, p, scratch, piece, j + 1);
+  PieceTile<T, S> w;
+  subtract<T, S>(w, p, scratch, piece, j, operator_output);
+  store_dots<T, S, false>(w, w, p, scratch, piece, j + 1);
 
   if (!arrive_last(scratch.state(piece.system), scratch.pieces)) return;
   for (int32_t row = warp_index(); row <= j; row += kPieceWarps) {
@@ -195,18 +201,16 @@ split_project(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output
   }
 }
 
-// The last sweep, the norm of what is left, and the verdict. The new vector goes to the basis, not yet normalised.
-// operator_output is null after project.
-template <typename T>
+// The last sweep, the norm of what is left, and the verdict. operator_output is null after project.
+template <typename T, typename S>
 SOAE_KERNEL(kPieceThreads, 2)
 split_update(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
+  const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
   if (p.systems[piece.system].outcome != kActive) return;
   const int32_t j = scratch.state(piece.system).step;
   SplitReduce reduce(dynamic_shared<double>());
-  PieceTile<T> w;
-  subtract(w, p, scratch, piece, j, operator_output);
-  w.store_basis(basis_row<T>(p, piece.system, j + 1), piece.first, row_chunks<T>(p));
+  PieceTile<T, S> w;
+  subtract<T, S>(w, p, scratch, piece, j, operator_output);
   const double squares = reduce.sum(w.dot(w));
   if (thread_index() == 0) scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
 
@@ -226,22 +230,19 @@ split_update(SOAE_PARAM Solve p, SplitScratch scratch, const T* operator_output)
 }
 
 // The next basis vector and direction.
-template <typename T>
+template <typename T, typename S>
 SOAE_KERNEL(kPieceThreads, 2)
 split_normalize(SOAE_PARAM Solve p, SplitScratch scratch) {
-  const Piece piece = Piece::own<T>(p, scratch.pieces);
-  const Vector<T> direction = vector_of<T>(p, p.direction, piece.system);
+  const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
+  using Row = Stored<T, S>;
+  const VectorFor<T, S> direction = vector_of<T, Row::kSize>(p, p.direction, piece.system);
   if (p.systems[piece.system].outcome != kActive) return clear_vector(direction, piece.first, piece.last);
   const SplitState& state = scratch.state(piece.system);
-  const T inverse = static_cast<T>(1.0 / state.after);
-  T* row = basis_row<T>(p, piece.system, state.step + 1);
+  const T to_store = static_cast<T>(1.0 / state.after) * stored_scale<T, S>(p);
+  const T unit = stored_unit<T, S>(p);
+  S* row = basis_row<S>(p, piece.system, state.step + 1);
   for (int32_t at = piece.first + thread_index(); at < piece.last; at += kPieceThreads) {
-    T* here = row + static_cast<int64_t>(at) * Chunk<T>::kSize;
-    Chunk<T> v = load_chunk(here);
-#pragma unroll
-    for (int e = 0; e < Chunk<T>::kSize; ++e) v.a[e] *= inverse;
-    store_chunk(here, v);
-    direction.store(at, v);
+    direction.store(at, Row::store(row, at, Row::scaled(direction.load(at), to_store), unit));
   }
 }
 

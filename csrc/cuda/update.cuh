@@ -3,22 +3,22 @@
 #pragma once
 
 #include "plan.h"
-#include "rows.cuh"
 #include "scratch.cuh"
 #include "triangular.cuh"
 
 namespace soae::cuda {
 
-// w += sum of factors[i] V_i over the rows [0, rows).
-template <typename T>
-SOAE_DEVICE void add_rows(PieceTile<T>& w, const T* factors, int32_t rows, const T* basis, int64_t ld, int32_t first,
-                          int32_t chunks) {
-  for (int32_t row = 0; row < rows; row += kPieceRows) {
-    PieceTile<T> v[kPieceRows];
+// w += sum of factors[i] times stored row i over the rows [0, rows).
+template <typename T, typename S>
+SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const T* factors, int32_t rows, const S* basis, int64_t ld,
+                          int32_t first, int32_t chunks) {
+  constexpr int kRows = kPieceRows<T, S>;
+  for (int32_t row = 0; row < rows; row += kRows) {
+    StoredPiece<T, S> v[kRows];
 #pragma unroll
-    for (int q = 0; q < kPieceRows; ++q) v[q].load_basis(basis + (row + q) * ld, first, row + q < rows ? chunks : 0);
+    for (int q = 0; q < kRows; ++q) v[q].load(basis + (row + q) * ld, first, row + q < rows ? chunks : 0);
 #pragma unroll
-    for (int q = 0; q < kPieceRows; ++q) w.add(row + q < rows ? factors[row + q] : T(0), v[q]);
+    for (int q = 0; q < kRows; ++q) v[q].add_to(w, row + q < rows ? factors[row + q] : T(0));
   }
 }
 
@@ -28,15 +28,17 @@ inline std::size_t finish_shared_bytes(int64_t restart) {
 
 // R y = g, then candidate = direction = x + V y (direction = V y alone where a preconditioner follows). Every piece
 // solves the triangle for itself.
-template <typename T>
+template <typename T, typename U>
 SOAE_KERNEL(kPieceThreads, 2)
 finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
-  const Piece piece = Piece::own<T>(p, pieces);
+  constexpr int kSize = Stored<T, U>::kSize;
+  const int32_t chunks = static_cast<int32_t>(p.update_ld / kSize);
+  const Piece piece = Piece::own(pieces, chunks);
   const int64_t system = piece.system;
   const int32_t first = piece.first;
   const System& s = p.systems[system];
-  const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  PieceTile<T> sum;
+  const VectorFor<T, U> direction = vector_of<T, kSize>(p, p.direction, system);
+  PieceTile<T, U> sum;
   sum.clear();
   if (s.outcome == kFrozen) return sum.store(direction, first);
 
@@ -46,19 +48,20 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
   const double* g = p.g + system * (p.restart + 1);
   for (int32_t i = thread_index(); i < length; i += kPieceThreads) y[i] = g[length - 1 - i];
   block_barrier();
+  const T unit = updates_from_basis(p) ? stored_unit<T, U>(p) : T(1);
   substitute(length, y, ReversedUpper{p.r + system * packed_column(p.restart), length - 1});
   for (int32_t i = thread_index(); i < length; i += kPieceThreads) {
-    factors[i] = static_cast<T>(ldexp(y[length - 1 - i], s.scale));
+    factors[i] = static_cast<T>(ldexp(y[length - 1 - i], s.scale)) * unit;
   }
   block_barrier();
 
-  const T* rows = static_cast<const T*>(p.update) + update_offset(p, system, 0);
-  add_rows(sum, factors, length, rows, p.ld, first, row_chunks<T>(p));
+  const U* rows = static_cast<const U*>(p.update) + update_offset(p, system, 0);
+  add_rows<T, U>(sum, factors, length, rows, p.update_ld, first, chunks);
   if (!preconditioned) {
-    PieceTile<T> x;
-    x.load(vector_of<T>(p, p.x, system), first);
+    PieceTile<T, U> x;
+    x.load(vector_of<T, kSize>(p, p.x, system), first);
     sum.add(T(1), x);
-    sum.store(vector_of<T>(p, p.candidate, system), first);
+    sum.store(vector_of<T, kSize>(p, p.candidate, system), first);
   }
   sum.store(direction, first);
 }
@@ -67,11 +70,11 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
 template <typename T>
 SOAE_KERNEL(kPieceThreads, 2)
 correct_pieces(SOAE_PARAM Solve p, int32_t pieces, const void* z) {
-  const Piece piece = Piece::own<T>(p, pieces);
+  const Piece piece = Piece::own(pieces, pieces * kPieceChunks);
   const int64_t system = piece.system;
   const int32_t first = piece.first;
   const Vector<T> direction = vector_of<T>(p, p.direction, system);
-  PieceTile<T> sum, x;
+  PieceTile<T, T> sum, x;
   sum.clear();
   if (p.systems[system].outcome == kFrozen) return sum.store(direction, first);
   sum.load(vector_of<T>(p, z, system), first);

@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "../storage.h"
 #include "simt.h"
 
 #define SOAE_KERNEL(threads, min_blocks) inline void
@@ -88,6 +89,14 @@ template <typename T>
 void store_chunk(T* at, const Chunk<T>& c) {
   require_aligned(at);
   std::memcpy(at, c.a, sizeof(c.a));
+}
+
+inline void unpack_float16(std::uint32_t pair, float& low, float& high) {
+  low = to_float(Float16{static_cast<std::uint16_t>(pair)});
+  high = to_float(Float16{static_cast<std::uint16_t>(pair >> 16)});
+}
+inline std::uint32_t pack_float16(float low, float high) {
+  return to_float16(low).bits | static_cast<std::uint32_t>(to_float16(high).bits) << 16;
 }
 
 inline double load_coherent(const double* at) { return *at; }
