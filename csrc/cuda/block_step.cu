@@ -26,6 +26,14 @@ Launch variant(int which, std::integer_sequence<int, kVariant...>) {
 
 }  // namespace
 
+// That of the kernel with the most registers, and shared memory for a few hundred columns.
+int largest_cluster(int device) {
+  using Step = BlockStep<float, float, 6>;
+  static_assert(Step::kClusters, "the last variant is a cluster's");
+  return largest_cluster_of(reinterpret_cast<const void*>(block_step<float, float, 6>), Step::kThreads,
+                            Step::shared_bytes(512), device);
+}
+
 void launch_block_step(const Solve& p, const Plan& plan, int32_t j, const void* w, void* stream) {
   dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
     using T = decltype(type);

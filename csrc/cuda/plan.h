@@ -31,7 +31,7 @@ constexpr Variant kHalfVariants[] = {
     {128, 1, 4, 5, false},  // n <=   1,024 (16-bit under float32)
     {192, 2, 4, 2, false},  // n <=   3,072
     {512, 3, 2, 1, false},  // n <=  12,288
-    {512, 3, 2, 1, true},   // n <= 196,608 in clusters of 16
+    {384, 4, 2, 1, true},   // n <= 196,608 in clusters of 16
 };
 
 struct VariantTable {
@@ -119,6 +119,9 @@ inline int32_t count_pieces(std::size_t bytes) {
   constexpr std::size_t kPieceBytes = 16 * kPieceChunks;
   return static_cast<int32_t>((bytes + kPieceBytes - 1) / kPieceBytes);
 }
+
+// Blocks of the largest cluster that this GPU runs; 0 where there are none.
+int largest_cluster(int device);
 
 Plan make_plan(const Solve& p);
 

@@ -5,7 +5,7 @@
 //           conversions of a pair of float16 numbers, unpack_float16, pack_float16;
 //           of clusters: has_clusters, cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send,
 //           wait_for
-//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster, architecture, runtime_version,
+//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster_of, architecture, runtime_version,
 //           driver_version
 #pragma once
 

@@ -221,8 +221,9 @@ SOAE_DEVICE double load_coherent(const double* at) { return __ldcg(at); }
 
 [[noreturn]] void fail(cudaError_t error, const char* call, const char* file, int line);
 int multiprocessors(int device);  // cached
-int largest_cluster(int device);  // blocks, cached; 0 where there are no clusters
 int architecture(int device);     // 90 for sm_90, cached
+// Blocks of the largest cluster of `kernel` that the GPU runs, 0 where there are no clusters; cached: ask for one kernel.
+int largest_cluster_of(const void* kernel, int threads, std::size_t shared, int device);
 int runtime_version();
 int driver_version();
 // Lets a kernel use more dynamic shared memory than every GPU grants unasked.

@@ -44,14 +44,13 @@ void fail(cudaError_t error, const char* call, const char* file, int line) {
 
 namespace {
 
-__global__ void nothing() {}
-
-// Whether a cluster of so many blocks, one to a multiprocessor, fits this GPU.
-bool runs_cluster(int blocks) {
-  SOAE_CUDA_CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+// Whether the GPU runs clusters of so many blocks of a kernel.
+bool runs_clusters(const void* kernel, int threads, std::size_t shared, int blocks) {
+  SOAE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(1024);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
@@ -59,29 +58,14 @@ bool runs_cluster(int blocks) {
   config.attrs = &cluster;
   config.numAttrs = 1;
   int most = 0;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, nothing, &config);
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, kernel, &config);
   if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   return error == cudaSuccess && most > 0;
 }
 
-int find_largest_cluster(int device) {
-  if (attribute(cudaDevAttrClusterLaunch, device) == 0) return 0;
-  for (const int blocks : {16, 8, 4, 2}) {
-    if (runs_cluster(blocks)) return blocks;
-  }
-  return 0;
-}
-
-int find_multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
-
-int find_architecture(int device) {
-  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-         attribute(cudaDevAttrComputeCapabilityMinor, device);
-}
-
-// What `find` says of a device, asked once.
-template <int (*find)(int)>
-int cached(int device) {
+// What `find` says of a device, asked once for each type of question.
+template <typename Find>
+int cached(int device, Find find) {
   static std::array<std::atomic<int>, 64> known{};  // 1 more than it is
   if (device < 0 || device >= static_cast<int>(known.size())) return find(device);
   std::atomic<int>& value = known[static_cast<std::size_t>(device)];
@@ -91,9 +75,26 @@ int cached(int device) {
 
 }  // namespace
 
-int multiprocessors(int device) { return cached<find_multiprocessors>(device); }
-int largest_cluster(int device) { return cached<find_largest_cluster>(device); }
-int architecture(int device) { return cached<find_architecture>(device); }
+int multiprocessors(int device) {
+  return cached(device, [](int d) { return attribute(cudaDevAttrMultiProcessorCount, d); });
+}
+
+int architecture(int device) {
+  return cached(device, [](int d) {
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor, d) + attribute(cudaDevAttrComputeCapabilityMinor, d);
+  });
+}
+
+int largest_cluster_of(const void* kernel, int threads, std::size_t shared, int device) {
+  return cached(device, [=](int d) {
+    if (attribute(cudaDevAttrClusterLaunch, d) == 0) return 0;
+    const DeviceGuard guard(d);
+    for (const int blocks : {16, 8, 4, 2}) {
+      if (runs_clusters(kernel, threads, shared, blocks)) return blocks;
+    }
+    return 0;
+  });
+}
 
 int runtime_version() {
   int version = 0;

@@ -104,7 +104,7 @@ inline double load_coherent(const double* at) { return *at; }
 // ---- host -----------------------------------------------------------------------------------------------------------
 
 inline int multiprocessors(int) { return simt::multiprocessors(); }
-inline int largest_cluster(int) { return simt::largest_cluster(); }
+inline int largest_cluster_of(const void*, int, std::size_t, int) { return simt::largest_cluster(); }
 int architecture(int device);
 
 struct DeviceGuard {
