@@ -15,7 +15,6 @@ without. `ratio` is time without over time with.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,8 +178,7 @@ def main() -> None:
     rows = [row for case in cases(options.quick, options.cifar10) for row in compare(case, rounds)]
     measured = gains.measure_all(quick=options.quick)
     if options.output is not None:
-        given = ["DIR" if options.cifar10 and a == str(options.cifar10) else a for a in sys.argv[1:]]
-        command = " ".join(["python", "bench/bench_attack_end_to_end.py", *given])
+        command = measure.command("bench/bench_attack_end_to_end.py")
         measure.write_json(options.output, {"command": command, "machine": machine, "cases": rows, "gains": measured})
 
 

@@ -179,7 +179,7 @@ def main() -> None:
         made = with_verdicts(pgd(found, model, x, y, eps, steps), model, y)
         rows += compare(case, f"PGD-{steps}", made, judge, options.quick, cuda)
     if options.output is not None:
-        command = " ".join(["python", "bench/bench_attacks.py", *sys.argv[1:]])
+        command = measure.command("bench/bench_attacks.py")
         versions = {name: str(getattr(sys.modules[name], "__version__", "unknown")) for name in found}
         measure.write_json(
             options.output,

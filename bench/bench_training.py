@@ -223,7 +223,7 @@ def main() -> None:
         rows["crafting"] += crafting(case, options.quick)
         rows["steps"] += steps(case, options.peers, options.quick)
     if options.output is not None:
-        command = " ".join(["python", "bench/bench_training.py", *sys.argv[1:]])
+        command = measure.command("bench/bench_training.py")
         measure.write_json(options.output, {"command": command, "machine": machine, **rows})
 
 

@@ -8,14 +8,14 @@ Needs a GPU and a build with CUDA. Tests run the same code on the SIMT build, wh
 * **step**: one Arnoldi step by every variant of the kernels that holds the vector (csrc/cuda/plan.h), and by clusters
   of every size. `bytes` is one read of the basis and of w and two writes of the result.
 * **graph**: a whole solve, launched step by step and replayed from one captured step (`Workspace(graphs=True)`).
-* **product**: a Hessian-vector product of a network, launched and replayed.
+* **product**: a Hessian-vector product of a network by double backward, traced, and compiled by inductor; launched and
+  replayed.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -167,12 +167,15 @@ def products(device: torch.device, repeats: int, quick: bool) -> list[dict[str, 
         v = torch.randn_like(x)
         traced = hessian_operator(loss, x, y)
         eager = hessian_operator(loss, x, y, method="double-backward")
+        fused = hessian_operator(loss, x, y, method="inductor")
+        fused(v)  # compiles
         functions: dict[str, Timed] = {
-            "double backward": lambda e=eager, v=v: e(v),
-            "traced": lambda t=traced, v=v: t(v),
+            "double backward": functools.partial(eager, v),
+            "traced": functools.partial(traced, v),
+            "traced, replayed": captured(functools.partial(traced, v)),
+            "inductor": functools.partial(fused, v),
+            "inductor, replayed": captured(functools.partial(fused, v)),
         }
-        if device.type == "cuda":
-            functions["traced, replayed"] = captured(lambda t=traced, v=v: t(v))
         rows.append(pair("product", {"network": name, "B": shape[0]}, functions, device, repeats))
     return rows
 
@@ -207,7 +210,7 @@ def main() -> None:
     machine = measure.start(options)
     rows = measure_all(torch.device("cuda"), "cuda", options.quick)
     if options.output is not None:
-        command = " ".join(["python", "bench/gpu_decisions.py", *sys.argv[1:]])
+        command = measure.command("bench/gpu_decisions.py")
         measure.write_json(options.output, {"command": command, "machine": machine, "rows": rows})
 
 

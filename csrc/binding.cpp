@@ -113,6 +113,11 @@ void add_solve(py::module_& m) {
   def_pointer(c, "candidate", &Solve::candidate);
   def_pointer(c, "direction", &Solve::direction);
   def_pointer(c, "basis", &Solve::basis);
+  c.def_readwrite("chunk_shift", &Solve::chunk_shift);
+  c.def("set_chunk", [](Solve& s, std::size_t chunk, std::uintptr_t address) {
+    if (chunk >= soae::kBasisChunks) throw py::index_error("a basis has fewer chunks");
+    s.chunks[chunk] = pointer<void>(address);
+  }, py::arg("chunk"), py::arg("address"));
   def_pointer(c, "update", &Solve::update);
   def_pointer(c, "r", &Solve::r);
   def_pointer(c, "rotations", &Solve::rotations);

@@ -69,6 +69,8 @@ struct System {
 };
 static_assert(sizeof(System) == 72, "Python's view of System depends on its size");
 
+constexpr int kBasisChunks = 128;
+
 struct Solve {
   int64_t batch;
   int64_t n;
@@ -86,7 +88,10 @@ struct Solve {
   void* x;              // (B, n) best iterate so far
   void* candidate;      // (B, n) iterate at the end of the cycle
   void* direction;      // (B, n) what the operator receives next; zero rows for systems that are not active
-  void* basis;          // (B, m+1, ld) V; entries n..ld-1 of a written row are zero
+  void* basis;          // (B, m+1, ld) V; entries n..ld-1 of a written row are zero; unless it is in chunks
+  int32_t chunk_shift;  // CUDA: 0, or V is in chunks of 2^chunk_shift >= 8 rows, (B, rows, ld) each, the last one shorter;
+                        // a chunk must be there when a step writes to it
+  void* chunks[kBasisChunks];  // chunk 0 is `basis`
   const void* update;   // (B, update_rows, update_ld) what y multiplies: V, or Z of flexible GMRES, in dtype
   int64_t update_rows;
   int64_t update_ld;

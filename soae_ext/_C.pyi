@@ -21,6 +21,7 @@ class Solve:
     candidate: int
     direction: int
     basis: int
+    chunk_shift: int
     update: int
     r: int
     rotations: int
@@ -34,6 +35,7 @@ class Solve:
     active: int
     scratch: int
     def __init__(self) -> None: ...
+    def set_chunk(self, chunk: int, address: int) -> None: ...
 
 class Launchers(Protocol):
     def scratch_bytes(self, solve: Solve) -> int: ...

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soae_ext._solver import basis as basis_memory
+from soae_ext._solver.basis import GrowingBasis
 from soae_ext._solver.caller import GMRES, Caller
 from soae_ext._solver.driver import ACTIVE, Engine, Problem
 from soae_ext._solver.operators import Dense, Operator
@@ -143,6 +145,7 @@ class NativeEngine:
         b = problem.b
         self.device, self.shape = b.device, b.shape
         self.x = torch.zeros(b.shape, dtype=b.dtype, device=b.device)
+        self.grows = backend != "cpu"  # the CPU's memory is there when it is written to
         self._allocate(module)
         self.stream = torch.cuda.current_stream(b.device).cuda_stream if b.is_cuda else 0
         self.poll = poll_for(self.active, self.outcome if problem.compact else None)
@@ -158,7 +161,10 @@ class NativeEngine:
         self.b = self._contiguous("b", problem.b)
         self.direction = self._take("direction", tuple(self.shape), dtype)
         candidate = self._take("candidate", (batch, n), dtype)
-        basis = self._take("basis", (batch, m + 1, ld), problem.storage)
+        self.growing: GrowingBasis | None = None
+        if m + 1 > basis_memory.LONG and not problem.keeps_hessenberg and self.grows:
+            self.growing = GrowingBasis(self._take, batch, m + 1, ld, problem.storage)
+        basis = self.growing.grow() if self.growing else self._take("basis", (batch, m + 1, ld), problem.storage)
         self.images = self._take("images", (batch, m, image_ld), dtype) if problem.keeps_images else None
         self.estimates = self._take("estimates", (batch, m), torch.float64)
         self.active = self._take("active", (m + 1,), torch.int32)
@@ -194,6 +200,9 @@ class NativeEngine:
         solve.update_rows, solve.update_ld = (m + 1, ld) if self.images is None else (m, image_ld)
         for name, array in arrays.items():
             setattr(solve, name, array.data_ptr())
+        if self.growing:
+            solve.chunk_shift = self.growing.shift
+            solve.set_chunk(0, basis.data_ptr())
         if problem.keeps_hessenberg:
             self._keep_hessenberg(solve, records, layout, basis)
         scratch = self._take("scratch", (self.launch.scratch_bytes(solve),), torch.uint8)
@@ -244,6 +253,13 @@ class NativeEngine:
     def keep_image(self, j: int, z: Tensor) -> None:
         assert self.images is not None
         self.images[:, j, : self.problem.n].copy_(z.reshape(z.shape[0], -1))
+
+    def make_room(self, j: int) -> bool:
+        if not self.growing or not self.growing.lacks(j + 1):
+            return False
+        chunk = self.growing.made
+        self.solve.set_chunk(chunk, self.growing.grow().data_ptr())
+        return True
 
     def step(self, j: int, w: Tensor) -> None:
         self.launch.step(self.solve, j, self._contiguous("w", w).data_ptr(), self.stream)

@@ -18,6 +18,7 @@ samples is used with copies of the first sample, provided that a sample's loss d
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,11 +43,15 @@ __all__ = [
     "jacobian_operator",
 ]
 
-METHODS = ("double-backward", "finite-difference", "traced")
+METHODS = ("double-backward", "finite-difference", "traced", "inductor")
 
 _Problem = HessianProblem | GaussNewtonProblem
 _Build = Callable[[_Problem, Tensor, tuple[Any, ...]], Linearization]
-_EXACT: dict[str, _Build] = {"double-backward": double_backward, "traced": traced}
+_EXACT: dict[str, _Build] = {
+    "double-backward": double_backward,
+    "traced": traced,
+    "inductor": functools.partial(traced, inductor=True),
+}
 
 
 class HessianOperator:
@@ -59,8 +64,8 @@ class HessianOperator:
     Attributes:
         gradient: (B, *shape), gradient of each sample's loss at ``x``.
         loss: (B,), the losses at ``x``.
-        method: the method in use: ``"double-backward"``, ``"finite-difference"``, ``"traced"``, or ``"input-only"``
-            when ``"traced"`` was asked for and the loss could not be compiled.
+        method: the method in use: one of ``METHODS``, or ``"input-only"`` when ``"traced"`` or ``"inductor"`` was asked
+            for and the loss could not be traced.
     """
 
     def __init__(
@@ -150,7 +155,9 @@ def hessian_operator(
         x: (B, *shape), floating point, any device and strides. Copied.
         args: labels, parameters (for ``torch.func.functional_call``), ...; dicts, lists and tuples are looked into.
         method: ``"traced"`` compiles the product once and runs only what it needs (see the module's text);
-            ``"double-backward"`` is plain autograd; both are exact: d<gradient, v>/dx (Pearlmutter 1994).
+            ``"inductor"`` has ``torch.compile`` fuse the operators of that, which takes it seconds to minutes the first
+            time and needs its compiler. ``"double-backward"`` is plain autograd. All are exact: d<gradient, v>/dx
+            (Pearlmutter 1994).
             ``"finite-difference"`` is (g(x + h u) - g(x)) |v| / h with the unit vector u = v / |v| of each sample.
         step: h of the finite difference, in units of ``x``; default 1e-3 sqrt(n / 784) for n pixels per sample.
             The quotient is divided by the step actually taken, <(x + h u) - x, u>.

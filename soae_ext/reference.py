@@ -284,6 +284,9 @@ class ReferenceEngine:
     def active_systems(self, j: int) -> Tensor | None:
         return self.outcome == ACTIVE
 
+    def make_room(self, j: int) -> bool:
+        return False
+
     def post(self, slot: int) -> None:
         """Nothing is waited for here."""
 

@@ -34,13 +34,13 @@ struct BlockStep {
 // The coefficients, times `unit`, are added to the column, each by a thread of its own. Rows hold v / stored_unit.
 template <typename T, typename S, int kVariant>
 SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, S, kVariant>::Tile& w,
-                                     typename BlockStep<T, S, kVariant>::Reduce& reduce, const S* basis, int64_t ld,
+                                     typename BlockStep<T, S, kVariant>::Reduce& reduce, const S* panel, int64_t ld,
                                      const Span& own, int32_t row, int32_t rows, double* column, double unit,
                                      T stored_unit) {
   constexpr int kPanel = BlockStep<T, S, kVariant>::kPanel;
   typename BlockStep<T, S, kVariant>::BasisTile v[kPanel];
 #pragma unroll
-  for (int q = 0; q < kPanel; ++q) v[q].load(basis + (row + q) * ld, own.first, row + q < rows ? own.last : 0);
+  for (int q = 0; q < kPanel; ++q) v[q].load(panel + q * ld, own.first, row + q < rows ? own.last : 0);
 
   T h[kPanel];
 #pragma unroll
@@ -89,12 +89,12 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   const double before = sqrt(reduce.sum(w.dot(w)));
 
   const double unit = power_of_two<double>(exponent);
-  const S* basis = basis_row<S>(p, system, 0);
   const T stored = stored_unit<T, S>(p);
   double after = 0.0;
   for (int sweep = 0; sweep < 2; ++sweep) {
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
-      orthogonalize_panel<T, S, kVariant>(w, reduce, basis, p.ld, own, row, j + 1, column, unit, stored);
+      const S* panel = basis_row<S>(p, system, row);
+      orthogonalize_panel<T, S, kVariant>(w, reduce, panel, p.ld, own, row, j + 1, column, unit, stored);
     }
     after = sqrt(reduce.sum(w.dot(w)));
     if (p.orthogonalization == kMgs && !(after < kCancellation * before)) break;

@@ -54,7 +54,6 @@ SOAE_DEVICE void store_dots(const PieceTile<T, S>& w, const PieceTile<T, S>& las
   constexpr int kGroup = SplitShared::kGroup;
   constexpr int kLanesPerRow = kWarp / kRows;
   static_assert(kGroup % kRows == 0, "a group is a number of panels");
-  const S* basis = basis_row<S>(p, piece.system, 0);
   const int32_t chunks = row_chunks<S>(p);
   const T unit = stored_unit<T, S>(p);
   const int writer = lane_index() % kLanesPerRow == 0 ? lane_index() / kLanesPerRow : -1;
@@ -63,10 +62,11 @@ SOAE_DEVICE void store_dots(const PieceTile<T, S>& w, const PieceTile<T, S>& las
     double* half = dynamic_shared<double>() + SplitShared::kDots + (group / kGroup % 2) * SplitShared::kHalf;
     double* mine = half + warp_index() * 2 * kGroup;
     for (int32_t row = group; row < rows && row < group + kGroup; row += kRows) {
+      const S* panel = basis_row<S>(p, piece.system, row);
       StoredPiece<T, S> v[kRows];
 #pragma unroll
       for (int q = 0; q < kRows; ++q) {
-        v[q].load(basis + (row + q) * p.ld, piece.first, row + q < rows ? chunks : 0);
+        v[q].load(panel + q * p.ld, piece.first, row + q < rows ? chunks : 0);
       }
       T dots[kRows];
 #pragma unroll
@@ -176,7 +176,8 @@ SOAE_DEVICE void subtract(PieceTile<T, S>& w, const Solve& p, const SplitScratch
     factors[i] = static_cast<T>(-scratch.next_sweep(system)[i]) * unit;
   }
   block_barrier();
-  add_rows<T, S>(w, factors, j + 1, basis_row<S>(p, system, 0), p.ld, piece.first, row_chunks<S>(p));
+  const auto row_at = [&](int32_t row) -> const S* { return basis_row<S>(p, system, row); };
+  add_rows<T, S>(w, factors, j + 1, row_at, p.ld, piece.first, row_chunks<S>(p));
   w.store(vector_of<T, kSize>(p, p.direction, system), piece.first);
 }
 

@@ -96,7 +96,10 @@ SOAE_DEVICE T stored_unit(const Solve& p) {
 
 template <typename S>
 SOAE_DEVICE S* basis_row(const Solve& p, int64_t system, int64_t row) {
-  return static_cast<S*>(p.basis) + basis_offset(p, system, row);
+  if (p.chunk_shift == 0) return static_cast<S*>(p.basis) + basis_offset(p, system, row);
+  const int64_t chunk = row >> p.chunk_shift, first = chunk << p.chunk_shift;
+  const int64_t whole = int64_t(1) << p.chunk_shift, left = p.restart + 1 - first;
+  return static_cast<S*>(p.chunks[chunk]) + (system * (left < whole ? left : whole) + row - first) * p.ld;
 }
 
 // Chunks of a row of the basis.

@@ -8,15 +8,16 @@
 
 namespace soae::cuda {
 
-// w += sum of factors[i] times stored row i over the rows [0, rows).
-template <typename T, typename S>
-SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const T* factors, int32_t rows, const S* basis, int64_t ld,
+// w += sum of factors[i] times stored row i over the rows [0, rows); row_at(i) is where row i begins.
+template <typename T, typename S, typename RowAt>
+SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const T* factors, int32_t rows, const RowAt& row_at, int64_t ld,
                           int32_t first, int32_t chunks) {
   constexpr int kRows = kPieceRows<T, S>;
   for (int32_t row = 0; row < rows; row += kRows) {
+    const S* panel = row_at(row);
     StoredPiece<T, S> v[kRows];
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) v[q].load(basis + (row + q) * ld, first, row + q < rows ? chunks : 0);
+    for (int q = 0; q < kRows; ++q) v[q].load(panel + q * ld, first, row + q < rows ? chunks : 0);
 #pragma unroll
     for (int q = 0; q < kRows; ++q) v[q].add_to(w, row + q < rows ? factors[row + q] : T(0));
   }
@@ -55,8 +56,11 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
   }
   block_barrier();
 
-  const U* rows = static_cast<const U*>(p.update) + update_offset(p, system, 0);
-  add_rows<T, U>(sum, factors, length, rows, p.update_ld, first, chunks);
+  const auto row_at = [&](int32_t row) -> const U* {
+    if (updates_from_basis(p)) return basis_row<U>(p, system, row);
+    return static_cast<const U*>(p.update) + update_offset(p, system, row);
+  };
+  add_rows<T, U>(sum, factors, length, row_at, p.update_ld, first, chunks);
   if (!preconditioned) {
     PieceTile<T, U> x;
     x.load(vector_of<T, kSize>(p, p.x, system), first);

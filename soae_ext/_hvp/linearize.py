@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +82,10 @@ def finite_difference(problem: Problem, x: Tensor, args: Args, step: float, cent
     return Linearization(losses, slope, apply, "finite-difference", 2 if central else 1)
 
 
+# linearize and apply of a CompiledProduct.
+Functions = tuple[Callable[..., tuple[Tensor, ...]], Callable[..., Tensor] | None]
+
+
 @dataclass
 class _Entry:
     """A compiled product, or the reason why there is none, and what it is valid for."""
@@ -93,6 +97,7 @@ class _Entry:
     compiled: CompiledProduct | None
     refusal: str = ""
     independent: bool = False  # no sample's loss depends on another sample, so the batch may be padded
+    fused: Functions | None = None  # the graphs as inductor compiles them, once they were asked for
 
     def fits(self, key: Hashable, fingerprint: Fingerprint) -> bool:
         same_code = self.fingerprint.tokens["loss"] == fingerprint.tokens["loss"]
@@ -127,8 +132,11 @@ class _Cache:
 _cache = _Cache()
 
 
-def traced(problem: Problem, x: Tensor, args: Args) -> Linearization:
-    """Compiled product; compiles on the first use of a loss with a kind of input, else reuses what there is."""
+def traced(problem: Problem, x: Tensor, args: Args, *, inductor: bool = False) -> Linearization:
+    """Compiled product; compiles on the first use of a loss with a kind of input, else reuses what there is.
+
+    `inductor`: the recorded graphs are compiled once more, by `torch.compile`.
+    """
     parts = LossArguments(args, x.shape[0])
     layout = tensor_token(x[0])
     key = (type(problem), problem.autocast, layout, parts.specification(), torch.get_default_dtype())
@@ -139,7 +147,7 @@ def traced(problem: Problem, x: Tensor, args: Args) -> Linearization:
             entry = _cache.find(key, found, x.shape[0])
             if entry is not None and entry.compiled is not None:
                 try:
-                    return _run(entry, entry.compiled, x, parts, found)
+                    return _run(entry, entry.compiled, x, parts, found, inductor)
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError:  # the graph no longer suits: something that no path leads to has changed
@@ -149,7 +157,7 @@ def traced(problem: Problem, x: Tensor, args: Args) -> Linearization:
                 entry = _compile(problem, x, parts, key, roots, found)
             if entry.compiled is not None:
                 _cache.add(entry)
-                return _run(entry, entry.compiled, x, parts, found)
+                return _run(entry, entry.compiled, x, parts, found, inductor)
     except TooManyObjects as error:
         entry = _Entry(key, Fingerprint(), frozenset(), x.shape[0], None, str(error))
     result = double_backward(problem, x, args, method="input-only")
@@ -251,15 +259,22 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def _fused(entry: _Entry, compiled: CompiledProduct) -> Functions:
+    if entry.fused is None:
+        linearize = torch.compile(compiled.linearize, dynamic=False)
+        entry.fused = linearize, compiled.apply and torch.compile(compiled.apply, dynamic=False)
+    return entry.fused
+
+
 def _run(
-    entry: _Entry, compiled: CompiledProduct, x: Tensor, parts: LossArguments, found: Fingerprint
+    entry: _Entry, compiled: CompiledProduct, x: Tensor, parts: LossArguments, found: Fingerprint, inductor: bool
 ) -> Linearization:
     batch, size = x.shape[0], entry.batch
     inputs = [pad(x, size), *parts.padded(size), *_captured(compiled, found)]
+    linearize, apply = _fused(entry, compiled) if inductor else (compiled.linearize, compiled.apply)
     with static(x.device):
-        losses, slope, *state = compiled.linearize(*inputs)
+        losses, slope, *state = linearize(*inputs)
     state.extend(inputs[i] for i in compiled.direct)
-    apply = compiled.apply
     watched = [(t, _version(t)) for t in inputs[1:]]
 
     def product(v: Tensor) -> Tensor:
@@ -273,4 +288,4 @@ def _run(
         with static(v.device):
             return apply(pad(v, size), *state)[:batch]
 
-    return Linearization(losses[:batch], slope[:batch], product, "traced")
+    return Linearization(losses[:batch], slope[:batch], product, "inductor" if inductor else "traced")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-Launch = Callable[[], None]
+Launch = Callable[[], object]
 
 
 def captured(launch: Launch) -> Launch:
@@ -45,11 +45,15 @@ class StepGraph:
         self.launched = False
         self.replay: Launch | None = None
 
+    def forget(self) -> None:
+        """Capture anew: something that the launches are given has changed."""
+        self.replay = None
+
     def __call__(self) -> None:
         if not self.launched:
             self.launched = True
-            return self.launch()
+            self.launch()
+            return
         if self.replay is None:
             self.replay = captured(self.launch)
         self.replay()
-        return None
