@@ -15,7 +15,8 @@ void launch_pieces(const Solve& p, const Plan& plan, int32_t j, const void* oper
   const std::size_t shared = SplitShared::bytes(p.restart);
   const T* w = static_cast<const T*>(operator_output);
   launch(split_dots<T, S>, blocks, kPieceThreads, shared, stream, p, scratch, j, w);
-  if (p.orthogonalization == kCgs2) {
+  // Rounded rows have not quite unit length: after one sweep against them a vector of their span is not zero.
+  if (p.orthogonalization == kCgs2 || p.basis_dtype != p.dtype) {
     launch(split_project<T, S>, blocks, kPieceThreads, shared, stream, p, scratch, w);
     w = nullptr;
   }

@@ -2,7 +2,7 @@
 // compact WY form: with r = V^T w and L the strict lower triangle of V^T V, the coefficients h solve (I + L) h = r.
 // One read of V yields r and the row of L that the last vector adds, a second one subtracts V h:
 //     kMgs    dots, update, normalize               2 reads of V, 3 launches
-//     kCgs2   dots, project, update, normalize      3 reads of V from memory, 4 launches
+//     kCgs2   dots, project, update, normalize      3 reads of V from memory, 4 launches; so too for a rounded basis
 // project subtracts V h and measures V^T of what is left while its piece of V is still in the cache.
 // The block of a system that arrives last in a launch ends that launch's work on the system.
 #pragma once

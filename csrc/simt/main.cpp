@@ -79,6 +79,7 @@ struct Case {
     p.restart = restart;
     p.max_iters = 40;
     p.dtype = sizeof(T) == 4 ? soae::kFloat32 : soae::kFloat64;
+    p.basis_dtype = p.dtype;
     p.orthogonalization = orthogonalization;
 
     std::vector<T> b(static_cast<std::size_t>(batch * n)), x(b.size(), with_x0 ? T(0.125) : T(0)), w(b.size());
@@ -100,6 +101,7 @@ struct Case {
     p.basis = basis.data();
     p.update = basis.data();
     p.update_rows = restart + 1;
+    p.update_ld = p.ld;
     p.r = r.data();
     p.rotations = rotations.data();
     p.inverse = inverse.data();
@@ -160,10 +162,11 @@ template <typename T>
 int run_cases() {
   int failures = 0;
   const char* const dtype = sizeof(T) == 4 ? "float32" : "float64";
-  for (int variant = 0; variant <= soae::cuda::kSplit; ++variant) {
-    const bool split = variant == soae::cuda::kSplit;
+  const soae::cuda::VariantTable table = soae::cuda::variant_table(1);
+  for (int variant = 0; variant <= table.count; ++variant) {
+    const bool split = variant == table.count;
     soae::cuda::force_variant(variant, 0);
-    const soae::cuda::Variant& block = soae::cuda::kVariants[split ? 0 : variant];
+    const soae::cuda::Variant& block = table.variants[split ? 0 : variant];
     const int blocks = block.clusters ? 2 : 1;
     const std::int64_t capacity = split ? 2 * soae::cuda::kPieceChunks : blocks * block.threads * block.chunks;
     const std::int64_t full = capacity * 16 / static_cast<std::int64_t>(sizeof(T));
