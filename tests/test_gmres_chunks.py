@@ -40,13 +40,13 @@ def solve(**options):
     return [found.x, found.status, found.iterations, found.residual_norm]
 
 
-@pytest.mark.parametrize("restart", [7, 8, 20, 31])
+@pytest.mark.parametrize("restart", [8, 20])
 @pytest.mark.parametrize(
     "options",
     [{}, {"orthogonalization": "cgs2"}, {"basis_dtype": torch.float32}, {"basis_dtype": torch.bfloat16},
      {"M": lambda v: v / 3}, {"M": lambda v: v / 3, "flexible": True}],
 )  # fmt: skip
-@pytest.mark.parametrize("variant", [0, 2, 5, SPLIT])
+@pytest.mark.parametrize("variant", [0, 5, SPLIT])
 def test_chunks_change_no_bit(simt, monkeypatch, variant, options, restart):
     simt.cuda.force_variant(variant)
     whole = solve(restart=restart, **options)
