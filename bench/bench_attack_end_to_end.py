@@ -106,7 +106,7 @@ def stopwatch() -> Iterator[papers_way.Spent]:
         spent.solver += time.perf_counter() - began - (spent.operator - before)
         return result
 
-    soae_module.hessian_operator, soae_module.solve_to_residual = Operator, solver  # type: ignore[assignment]
+    soae_module.hessian_operator, soae_module.solve_to_residual = Operator, solver
     try:
         yield spent
     finally:

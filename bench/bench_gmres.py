@@ -62,11 +62,13 @@ BASES = [Shape(64, 3072, 20), Shape(64, 3072, 60)]
 SOLVES = [Shape(16, 784, 20), Shape(64, 3072, 20), Shape(1, 3072, 20)]
 
 
-def problem(shape: Shape, device: torch.device, *, seed: int, orthogonalization: str = "mgs") -> tuple[Problem, Tensor]:
+def problem(
+    shape: Shape, device: torch.device, *, seed: int, orthogonalization: str = "mgs", dtype: torch.dtype = torch.float32
+) -> tuple[Problem, Tensor]:
     """A diagonal operator per system, condition 100, whose cost is small beside the solver's; and its diagonal."""
     generator = torch.Generator().manual_seed(seed)
-    b = torch.randn(shape.batch, shape.n, generator=generator).to(device)
-    diagonal = (10.0 ** (2 * torch.rand(shape.batch, shape.n, generator=generator) - 2)).to(device)
+    b = torch.randn(shape.batch, shape.n, generator=generator).to(device, dtype)
+    diagonal = (10.0 ** (2 * torch.rand(shape.batch, shape.n, generator=generator) - 2)).to(device, dtype)
     made = Problem(
         b=b, x0=None, A=lambda v: v * diagonal, M=None, rtol=0.0, atol=0.0, restart=min(shape.k, shape.n),
         max_iters=2**31 - 1, flexible=False, orthogonalization=orthogonalization, history=False, callback=None,
@@ -81,14 +83,23 @@ def problem(shape: Shape, device: torch.device, *, seed: int, orthogonalization:
 class StepSet:
     """An orthonormal basis of k vectors and a vector w to orthogonalise against it, for every implementation."""
 
-    def __init__(self, shape: Shape, device: torch.device, seed: int, storage: torch.dtype | None = None) -> None:
-        made, diagonal = problem(Shape(shape.batch, shape.n, shape.k + 1), device, seed=seed)
+    def __init__(
+        self,
+        shape: Shape,
+        device: torch.device,
+        seed: int,
+        storage: torch.dtype | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        backend: str | None = None,
+    ) -> None:
+        made, diagonal = problem(Shape(shape.batch, shape.n, shape.k + 1), device, seed=seed, dtype=dtype)
         made = dataclasses.replace(made, basis_dtype=storage)
         self.j = shape.k - 1
-        self.engine = _native.NativeEngine(made, device.type)
+        self.engine = _native.NativeEngine(made, backend or device.type)
         self.engine.begin(None)
         generator = torch.Generator(device).manual_seed(seed)
-        random = torch.randn(shape.batch, shape.n, shape.k, device=device, generator=generator)
+        random = torch.randn(shape.batch, shape.n, shape.k, device=device, dtype=dtype, generator=generator)
         rows = torch.linalg.qr(random).Q.mT
         arrays = self.engine.arrays
         self.basis = arrays["basis"]
@@ -99,7 +110,7 @@ class StepSet:
             arrays[name].zero_()
         arrays["rotations"][:, :, 0] = 1.0
         arrays["g"].fill_(1.0)
-        noise = torch.randn(made.b.shape, device=device, generator=generator) / shape.n**0.5
+        noise = torch.randn(made.b.shape, device=device, dtype=dtype, generator=generator) / shape.n**0.5
         self.w = diagonal * rows[:, -1] + 0.1 * noise
         self.engine.tolerance.fill_(-1.0)  # no estimate meets it, so the same step can be taken again and again
         arrays["systems"][:, _native.extension.SYSTEM["beta"]] = 0.0  # nor falls below what the storage can vouch for

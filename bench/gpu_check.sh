@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA GPU, in one command: build for this GPU, what it could do at best, test, sanitize, measure.
+# Everything that needs a CUDA GPU, in one command: build for this GPU, measure its ceilings, test, sanitize, measure.
 #
 #     bench/gpu_check.sh OUT_DIR [--quick]
 #
@@ -73,7 +73,9 @@ if part install "$(limits 110 70)" env SOAE_CUDA=on SOAE_CUDA_ARCH=native "$pyth
     part training 25 "$python" -P bench/bench_training.py --quick --output "$out/bench_training.json"
   fi
 else
-  for name in ceilings doctor tests sanitizer gmres decisions hvp attacks training; do skip "$name" "the installation failed"; done
+  for name in ceilings doctor tests sanitizer gmres decisions hvp attacks training; do
+    skip "$name" "the installation failed"
+  done
 fi
 
 "$python" - "$parts" "$out/summary.json" <<'PY'

@@ -21,11 +21,11 @@ from typing import Any
 
 import measure
 import torch
+from bench_gmres import Shape, StepSet
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from soae_ext import _native
-from soae_ext._solver.driver import Problem
 from soae_ext._solver.graphs import captured
 from soae_ext._solver.workspace import Workspace
 from soae_ext.gmres import gmres
@@ -41,43 +41,6 @@ Timed = Callable[[], object]
 Dtypes = tuple[torch.dtype, torch.dtype]
 
 
-def problem(batch: int, n: int, restart: int, dtypes: Dtypes, device: torch.device) -> Problem:
-    generator = torch.Generator().manual_seed(0)
-    b = torch.randn(batch, n, generator=generator, dtype=dtypes[0]).to(device)
-    return Problem(
-        b=b, x0=None, A=lambda v: v, M=None, rtol=0.0, atol=0.0, restart=restart, max_iters=2**31 - 1, flexible=False,
-        orthogonalization="mgs", history=False, callback=None, compact=False, workspace=Workspace(),
-        basis_dtype=dtypes[1],
-    )  # fmt: skip
-
-
-class Step:
-    """The last step of a cycle, to be taken again and again on an orthonormal basis."""
-
-    def __init__(self, batch: int, n: int, k: int, dtypes: Dtypes, device: torch.device, backend: str) -> None:
-        dtype, stored = dtypes
-        made = problem(batch, n, k + 1, dtypes, device)
-        self.engine = _native.NativeEngine(made, backend)
-        self.engine.begin(None)
-        arrays, generator = self.engine.arrays, torch.Generator(device).manual_seed(0)
-        basis = arrays["basis"]
-        basis.zero_()
-        random = torch.randn(batch, n, k, device=device, dtype=dtype, generator=generator)
-        basis[:, :k, :n] = torch.linalg.qr(random).Q.mT * 2.0**made.basis_exponent
-        for name in ("r", "inverse", "rotations"):
-            arrays[name].zero_()
-        arrays["rotations"][:, :, 0] = 1.0
-        arrays["g"].fill_(1.0)
-        self.engine.tolerance.fill_(-1.0)
-        self.j = k - 1
-        self.w = torch.randn(batch, n, device=device, dtype=dtype, generator=generator)
-        self.bytes = batch * n * (dtype.itemsize * 2 + stored.itemsize * (k + 1))
-
-    def __call__(self) -> None:
-        stream = torch.cuda.current_stream().cuda_stream if self.w.is_cuda else 0
-        self.engine.launch.step(self.engine.solve, self.j, self.w.data_ptr(), stream)
-
-
 def _launchers(backend: str) -> Any:
     module: Any = _native.host_modules.get(backend, _native.extension)
     return module.cuda
@@ -87,7 +50,7 @@ def clustered(dtypes: Dtypes) -> tuple[int, ...]:
     return CLUSTERED[dtypes[0].itemsize // dtypes[1].itemsize]
 
 
-def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.device, backend: str) -> dict[str, Step]:
+def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.device, backend: str) -> dict[str, StepSet]:
     """A step for every variant that can be used, by name; the variant is forced while its step is made and run."""
     launchers = _launchers(backend)
     made = {}
@@ -95,11 +58,11 @@ def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.devi
         for blocks in (2, 4, 8, 16) if variant in clustered(dtypes) else (0,):
             launchers.force_variant(variant, blocks)
             try:
-                step = Step(*shape, dtypes, device, backend)
+                step = StepSet(Shape(*shape), device, 0, dtypes[1], dtype=dtypes[0], backend=backend)
                 planned = launchers.plan(step.engine.solve)
                 if variant in clustered(dtypes) and planned[1] != blocks:
                     continue  # needs more than these
-                step()
+                step.fused()
             except RuntimeError:  # does not hold the vector, or this GPU has no such clusters
                 continue
             if planned[0] != variant:  # past the end of the table
@@ -115,9 +78,9 @@ def steps(shapes: list[tuple[int, int, int]], device: torch.device, backend: str
     for dtypes, shape in itertools.product(DTYPES, shapes):
         found = variants_for(shape, dtypes, device, backend)
 
-        def forced(name: str, found: dict[str, Step] = found) -> None:
+        def forced(name: str, found: dict[str, StepSet] = found) -> None:
             launchers.force_variant(*map(int, name.split("x")))
-            found[name]()
+            found[name].fused()
 
         functions: dict[str, Timed] = {name: functools.partial(forced, name) for name in found}
         times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.005)
@@ -126,11 +89,12 @@ def steps(shapes: list[tuple[int, int, int]], device: torch.device, backend: str
         planned = f"{variant}x{blocks if variant in clustered(dtypes) else 0}"
         dtype, basis_dtype = (str(t).removeprefix("torch.") for t in dtypes)
         batch, n, k = shape
+        moved = batch * n * (2 * dtypes[0].itemsize + (k + 1) * dtypes[1].itemsize)
         for name, values in times.items():
             variant, blocks = map(int, name.split("x"))
             rows.append({
                 "decision": "step", "B": batch, "n": n, "k": k, "dtype": dtype, "basis_dtype": basis_dtype,
-                "variant": variant, "blocks": blocks, "planned": name == planned, "bytes": found[name].bytes,
+                "variant": variant, "blocks": blocks, "planned": name == planned, "bytes": moved,
                 "us": {q: 1e6 * v for q, v in measure.spread(values).items()},
             })  # fmt: skip
         best = min(times, key=lambda name, times=times: measure.spread(times[name])["median"])

@@ -34,14 +34,16 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "p10": quantile(values, 0.1), "p90": quantile(values, 0.9)}
 
 
-def _seconds_cpu(function: Timed, calls: int) -> float:
+def seconds_cpu(function: Timed, calls: int) -> float:
+    """Of one call, on average."""
     start = time.perf_counter()
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
 
 
-def _seconds_cuda(function: Timed, calls: int) -> float:
+def seconds_cuda(function: Timed, calls: int) -> float:
+    """The same on the current stream."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(calls):
@@ -58,7 +60,7 @@ def interleaved(
 
     Each measurement repeats the call until it takes `least_seconds`; warm-up calls come first.
     """
-    seconds = _seconds_cuda if cuda else _seconds_cpu
+    seconds = seconds_cuda if cuda else seconds_cpu
     calls = {}
     for name, function in functions.items():
         for _ in range(5 if cuda else 2):

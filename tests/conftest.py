@@ -26,6 +26,19 @@ def simt() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def simt_alone(simt: ModuleType) -> Iterator[ModuleType]:
+    """The SIMT module, undisturbed by idle OpenMP threads; its controls are put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield simt
+    torch.set_num_threads(threads)
+    simt.set_schedule("in-order")
+    simt.set_multiprocessors(132)
+    simt.set_largest_cluster(16)
+    simt.cuda.force_variant(-1)
+
+
 @pytest.fixture(params=["reference", "cpu", "simt", "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that can run here; tests place their tensors with the fixture `device`."""

@@ -15,6 +15,14 @@ import torch
 
 Operator = Callable[[torch.Tensor], torch.Tensor]
 
+# The variants of csrc/cuda/plan.h for a basis in the working precision, in chunks of 16 bytes; the last is split-n.
+BLOCK_CAPACITY = [64, 256, 768, 1536, 3072, 768, 2560]
+CLUSTERS = (5, 6)
+CAPACITY = [chunks * (2 if variant in CLUSTERS else 1) for variant, chunks in enumerate(BLOCK_CAPACITY)]
+SPLIT = len(CAPACITY)
+PIECE = 256  # of split-n
+SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
+
 RUNNING = -1
 CONVERGED, MAX_ITERS, STAGNATED, BREAKDOWN, NON_FINITE, STOPPED = range(6)
 ACTIVE, CLAIMED, EXHAUSTED, BROKEN, BAD_COLUMN, FROZEN, SATURATED = range(7)

@@ -7,17 +7,9 @@ import torch
 
 from soae_ext._solver import basis, graphs
 from soae_ext.gmres import Workspace, gmres
+from tests.kernel_harness import SPLIT
 
-SPLIT = 7
-
-
-@pytest.fixture(autouse=True)
-def _defaults_afterwards(simt):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    simt.cuda.force_variant(-1)
+pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
 @pytest.fixture

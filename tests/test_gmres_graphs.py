@@ -7,20 +7,9 @@ import torch
 
 from soae_ext._solver import graphs
 from soae_ext.gmres import Status, Workspace, gmres
-from tests.kernel_harness import KernelSolve, Problem
+from tests.kernel_harness import SPLIT, KernelSolve, Problem
 
-SPLIT = 7
-VARIANTS = range(SPLIT + 1)
-
-
-@pytest.fixture(autouse=True)
-def _defaults_afterwards(simt):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    simt.set_schedule("in-order")
-    simt.cuda.force_variant(-1)
+pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
 class Recorder:
@@ -48,7 +37,7 @@ def recorder(monkeypatch):
 
 @pytest.mark.parametrize("schedule", ["in-order", "reversed", "shuffled"])
 @pytest.mark.parametrize("orthogonalization", ["mgs", "cgs2"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", range(SPLIT + 1))
 def test_a_step_without_its_number_is_bitwise_the_step_with_it(simt, variant, orthogonalization, schedule):
     simt.cuda.force_variant(variant)
     simt.set_schedule(schedule, 1)

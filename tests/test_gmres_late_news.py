@@ -34,13 +34,9 @@ class LatePoll:
 
 
 @pytest.fixture(autouse=True)
-def late(monkeypatch, simt):
+def late(monkeypatch, simt_alone):
     monkeypatch.setattr(_native, "poll_for", LatePoll)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: type("Stream", (), {"cuda_stream": 0})())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Diagonal:

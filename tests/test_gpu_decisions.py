@@ -20,14 +20,10 @@ def bench(monkeypatch):
 
 
 @pytest.fixture
-def decisions(simt):
+def decisions(simt_alone):
     import gpu_decisions
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield gpu_decisions
-    torch.set_num_threads(threads)
-    simt.cuda.force_variant(-1)
+    return gpu_decisions
 
 
 def test_every_variant_is_measured_and_the_planned_one_named(decisions):
@@ -47,7 +43,7 @@ def test_a_forced_variant_takes_the_same_step(decisions, simt):
     results = []
     for name, step in found.items():
         simt.cuda.force_variant(*map(int, name.split("x")))
-        step()
+        step.fused()
         results.append(step.engine.arrays["basis"][:, 3].clone())
     assert len(results) == 6 + 2 * 4
     for result in results[1:]:

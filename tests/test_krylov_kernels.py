@@ -10,23 +10,7 @@ import torch
 from soae_ext import _native
 from tests import kernel_harness as kh
 from tests.cpu_harness import CpuSolve
-from tests.kernel_harness import KernelSolve, Problem
-
-SPLIT = 7
-CAPACITY = [64, 256, 768, 1536, 3072, 1536, 5120]  # of the variants, the last two in clusters of two, in 16 bytes
-PIECE = 256  # of split-n
-SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
-
-
-@pytest.fixture
-def plan(simt):
-    """The SIMT module, its controls put back afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield simt
-    torch.set_num_threads(threads)
-    simt.set_schedule("in-order")
-    simt.cuda.force_variant(-1)
+from tests.kernel_harness import CAPACITY, PIECE, SCHEDULES, SPLIT, KernelSolve, Problem
 
 
 @pytest.fixture(params=["cpu", *(f"block{i}" for i in range(SPLIT)), "split"])
@@ -36,7 +20,7 @@ def solve_of(request):
         if _native.extension is None:
             pytest.skip(f"the compiled extension is missing: {_native.missing}")
         return (lambda b, **options: CpuSolve(b, threads=2, **options)), 20011 * 4
-    simt = request.getfixturevalue("plan")
+    simt = request.getfixturevalue("simt_alone")
     variant = SPLIT if request.param == "split" else int(request.param[-1])
     simt.cuda.force_variant(variant)
     chunks = 2 * PIECE + 9 if variant == SPLIT else CAPACITY[variant]
@@ -71,14 +55,14 @@ def test_a_decomposition(solve_of, dtype):
 
 
 @pytest.mark.parametrize("variant", range(SPLIT + 1))
-def test_schedules_agree_bitwise(plan, dtype, variant):
-    plan.cuda.force_variant(variant)
+def test_schedules_agree_bitwise(simt_alone, dtype, variant):
+    simt_alone.cuda.force_variant(variant)
     chunks = 2 * PIECE + 9 if variant == SPLIT else CAPACITY[variant]
     problem = Problem(2, chunks * 16 // dtype.itemsize - 5, dtype)
     found = []
     for schedule, seed in SCHEDULES:
-        plan.set_schedule(schedule, seed)
-        s = KernelSolve(plan, problem.b, restart=5, orthogonalization="cgs2", arnoldi=True)
+        simt_alone.set_schedule(schedule, seed)
+        s = KernelSolve(simt_alone, problem.b, restart=5, orthogonalization="cgs2", arnoldi=True)
         s.decompose(problem)
         found.append([s.basis.view(torch.uint8), s.h, s.systems, s.active])
     assert bool((found[0][1].abs().amax((1, 2)) > 0).all())

@@ -7,25 +7,15 @@ import pytest
 import torch
 
 from tests import kernel_harness as kh
-from tests.kernel_harness import KernelSolve, Problem, check_rounded_arnoldi
+from tests.kernel_harness import PIECE, SCHEDULES, KernelSolve, Problem, check_rounded_arnoldi
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 PAIRS = [(F32, F16), (F32, BF16), (F64, F16), (F64, BF16), (F64, F32)]
 CAPACITY = [128, 384, 1536, 3072]  # in chunks of 16 stored bytes, the last in a cluster of two
 SPLIT = 4
-PIECE = 256
-SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
 
 
-@pytest.fixture(autouse=True)
-def _defaults_afterwards(simt):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    simt.set_schedule("in-order")
-    simt.cuda.force_variant(-1)
-    simt.set_largest_cluster(16)
+pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(str(t).removeprefix("torch.") for t in pair))

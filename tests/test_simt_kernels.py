@@ -7,22 +7,18 @@ import pytest
 import torch
 
 from tests import kernel_harness as kh
-from tests.kernel_harness import KernelSolve, Problem, check_arnoldi, least_squares_oracle
+from tests.kernel_harness import (
+    CAPACITY,
+    PIECE,
+    SCHEDULES,
+    SPLIT,
+    KernelSolve,
+    Problem,
+    check_arnoldi,
+    least_squares_oracle,
+)
 
-SPLIT = 7
-CAPACITY = [64, 256, 768, 1536, 3072, 1536, 5120]  # of the variants, the last two in clusters of two, in 16 bytes
-PIECE = 256  # of split-n
-SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
-
-
-@pytest.fixture(autouse=True)
-def _defaults_afterwards(simt):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    simt.set_schedule("in-order")
-    simt.cuda.force_variant(-1)
+pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
 @pytest.fixture(params=range(SPLIT + 1), ids=[*(f"block{i}" for i in range(SPLIT)), "split"])

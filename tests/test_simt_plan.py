@@ -7,20 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.kernel_harness import KernelSolve, Problem, check_arnoldi
+from tests.kernel_harness import BLOCK_CAPACITY, CLUSTERS, PIECE, SPLIT, KernelSolve, Problem, check_arnoldi
 
-SPLIT = 7
-THREADS_TIMES_CHUNKS = [64, 256, 768, 1536, 3072, 768, 2560]  # of each block, by variant
-CLUSTERS = (5, 6)
-PIECE = 256  # of split-n
-
-
-@pytest.fixture(autouse=True)
-def _defaults_afterwards(simt):
-    yield
-    simt.cuda.force_variant(-1)
-    simt.set_multiprocessors(132)
-    simt.set_largest_cluster(16)
+pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
 def described(simt: ModuleType, batch: int, n: int, dtype: torch.dtype, restart: int) -> object:
@@ -78,7 +67,7 @@ def test_every_plan_holds_its_vectors(simt):
                 for n in (1, 200, 1025, 4000, 13000, 70000, 200000):
                     s = described(simt, batch, n, torch.float32, 20)
                     variant, blocks = simt.cuda.plan(s)
-                    capacity = PIECE if variant == SPLIT else THREADS_TIMES_CHUNKS[variant]
+                    capacity = PIECE if variant == SPLIT else BLOCK_CAPACITY[variant]
                     assert blocks * capacity >= s.ld * 4 // 16
                     assert blocks == 1 or variant in (SPLIT, *CLUSTERS)
                     assert variant == SPLIT or blocks <= max(1, largest)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,21 +128,8 @@ def _answers(systems: Systems) -> list[Answer]:
 def seconds(function: Callable[[], object] | None, calls: int, group: Group) -> float:
     """Of one call on the slowest rank; a rank without a function waits."""
     group.largest(0.0)
-    spent = 0.0
-    if function is not None and group.device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(calls):
-            function()
-        end.record()
-        end.synchronize()
-        spent = start.elapsed_time(end) / 1e3
-    elif function is not None:
-        began = time.perf_counter()
-        for _ in range(calls):
-            function()
-        spent = time.perf_counter() - began
-    return group.largest(spent) / calls
+    clock = measure.seconds_cuda if group.device.type == "cuda" else measure.seconds_cpu
+    return group.largest(0.0 if function is None else clock(function, calls))
 
 
 def timed(chosen: list[Case], group: Group, *, repeats: int, least_seconds: float) -> list[list[float]]:

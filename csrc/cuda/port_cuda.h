@@ -249,7 +249,26 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Clusters of `blocks` blocks each.
+// Clusters of `blocks` blocks each, as the runtime wants it described.
+struct LaunchConfig {
+  cudaLaunchAttribute cluster{};
+  cudaLaunchConfig_t config{};
+
+  LaunchConfig(int64_t clusters, int blocks, int threads, std::size_t shared, void* stream) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(clusters * blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &cluster;
+    config.numAttrs = blocks > 1 ? 1 : 0;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+};
+
 template <typename... Params, typename... Args>
 void launch_clusters(void (*kernel)(Params...), int64_t clusters, int blocks, int threads, std::size_t shared,
                      void* stream, const Args&... args) {
@@ -263,18 +282,8 @@ void launch_clusters(void (*kernel)(Params...), int64_t clusters, int blocks, in
   if (clusters * blocks > INT32_MAX) {
     throw std::runtime_error("soae_ext: too many systems for one launch: split the batch");
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = blocks > 1 ? 1 : 0;
-  SOAE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, Params(args)...));
+  const LaunchConfig config(clusters, blocks, threads, shared, stream);
+  SOAE_CUDA_CHECK(cudaLaunchKernelEx(&config.config, kernel, Params(args)...));
 }
 
 template <typename... Params, typename... Args>

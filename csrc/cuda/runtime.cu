@@ -47,18 +47,9 @@ namespace {
 // Whether the GPU runs clusters of so many blocks of a kernel.
 bool runs_clusters(const void* kernel, int threads, std::size_t shared, int blocks) {
   SOAE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  const LaunchConfig config(1, blocks, threads, shared, nullptr);
   int most = 0;
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, kernel, &config);
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&most, kernel, &config.config);
   if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   return error == cudaSuccess && most > 0;
 }

@@ -159,7 +159,7 @@ class _Ledger:
             self.correct = self.rows[logits.argmax(1) == task.y[self.rows]]
         if logits.requires_grad:
             # Torch has no types for hooks.
-            logits.register_hook(lambda _: self._charge(task.gradient_calls, rows))  # type: ignore[no-untyped-call]
+            logits.register_hook(lambda _: self._charge(task.gradient_calls, rows))  # type: ignore[no-untyped-call]  # no types in torch
         else:
             self._charge(task.forward_calls, rows)
         return logits

@@ -230,15 +230,18 @@ class SOAE(Attack):
     def _run(self, task: Task) -> Tensor:
         plan = self.plan()
         task.limit = self.budget
+        return self._resolved(plan, task)._follow(plan, task)
+
+    def _resolved(self, plan: Plan, task: Task) -> SOAE:
+        """This attack with the products that `hvp="auto"` stands for on this network."""
         if self.hvp != "auto":
-            return self._follow(plan, task)
+            return self
         classes = task.logits.shape[1]
-        if not plan.second_order_steps or self._step_cost(plan.max_dim) <= classes - 1:
-            return replace(self, hvp="traced")._follow(plan, task)
-        task.forward_calls[:1] += 1
-        if is_piecewise_linear(task.objective.model, task.x):
-            return replace(self, hvp="jacobian", classes=classes)._follow(plan, task)
-        return replace(self, hvp="traced")._follow(plan, task)
+        if plan.second_order_steps and classes - 1 < self._step_cost(plan.max_dim):
+            task.forward_calls[:1] += 1
+            if is_piecewise_linear(task.objective.model, task.x):
+                return replace(self, hvp="jacobian", classes=classes)
+        return replace(self, hvp="traced")
 
     def _follow(self, plan: Plan, task: Task) -> Tensor:
         dims = torch.zeros(len(task.x), plan.restarts, plan.steps, dtype=torch.int64, device=task.x.device)

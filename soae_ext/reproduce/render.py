@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .._files import replacing
 from ..evaluation.markdown import pipe_table
+from ..evaluation.report.layout import layout
 from ..evaluation.report.markup import Markup, element, join, table
-from ..evaluation.report.style import CSS
 from .tables import Section
 
 __all__ = ["html", "markdown", "write_text"]
@@ -31,53 +31,24 @@ def markdown(sections: Sequence[Section]) -> str:
 
 def html(sections: Sequence[Section]) -> Markup:
     """The sections as a page that needs no network and runs no scripts."""
-    bodies, links = [], []
-    for number, section in enumerate(sections):
-        key = f"section-{number}"
-        links.append(element("li", element("a", section.title, href=f"#{key}")))
-        bodies.append(
-            element(
-                "section",
-                element("h2", section.title, id=f"{key}-title"),
-                *(element("p", _inline(text)) for text in section.paragraphs),
-                element("ul", *(element("li", _inline(line)) for line in section.bullets)) if section.bullets else None,
-                *(
-                    table(
-                        grid.caption.replace("`", ""),
-                        [head.replace("`", "") for head in grid.head],
-                        [[_inline(cell) for cell in row] for row in grid.rows],
-                        text_columns=grid.text,
-                    )
-                    for grid in section.grids
-                ),
-                id=key,
-                aria_labelledby=f"{key}-title",
+    return layout(_TITLE, None, [(f"section-{i}", each.title, _content(each)) for i, each in enumerate(sections)])
+
+
+def _content(section: Section) -> list[Markup | None]:
+    lines = (element("li", _inline(line)) for line in section.bullets)
+    return [
+        *(element("p", _inline(text)) for text in section.paragraphs),
+        element("ul", *lines) if section.bullets else None,
+        *(
+            table(
+                grid.caption.replace("`", ""),
+                [head.replace("`", "") for head in grid.head],
+                [[_inline(cell) for cell in row] for row in grid.rows],
+                text_columns=grid.text,
             )
-        )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("link", rel="icon", href="data:,"),
-        element("title", _TITLE),
-        element("style", Markup(CSS)),
-    )
-    navigation = element(
-        "nav", element("h2", "Contents", id="contents"), element("ol", *links), aria_labelledby="contents"
-    )
-    body = element(
-        "body",
-        element("a", "Skip to the results", href="#main", class_="skip"),
-        element(
-            "div",
-            element("header", element("h1", _TITLE)),
-            navigation,
-            element("main", *bodies, id="main"),
-            element("footer", "Written by soae_ext. This file needs no network and runs no scripts."),
-            class_="layout",
+            for grid in section.grids
         ),
-    )
-    return join([Markup("<!doctype html>\n"), element("html", head, body, lang="en"), Markup("\n")])
+    ]
 
 
 def write_text(text: str, path: Path) -> None:

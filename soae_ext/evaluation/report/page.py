@@ -9,9 +9,9 @@ from typing import Any
 from ..._files import replacing
 from ..document import strict
 from . import figures, sections
-from .markup import Markup, element, join
+from .layout import layout
+from .markup import Markup
 from .pictures import Pictures
-from .style import CSS
 
 __all__ = ["page", "write_html"]
 
@@ -51,39 +51,8 @@ def page(document: Document, pictures: Pictures) -> Markup:
         ("features", "Features", figures.features(document, pictures)),
         ("setup", "Setup", sections.setup(document)),
     ]
-    kept = [(key, title, body) for key, title, body in parts if body is not None]
-    links = (element("li", element("a", title, href=f"#{key}")) for key, title, _ in kept)
-    navigation = element(
-        "nav", element("h2", "Contents", id="contents"), element("ol", *links), aria_labelledby="contents"
-    )
-    main = element("main", *(_section(key, title, body) for key, title, body in kept), id="main")
     title, lead = _title(document)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # Without an icon of its own, a browser would ask the server for one.
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        element("style", Markup(CSS)),
-    )
-    body = element(
-        "body",
-        element("a", "Skip to the results", href="#main", class_="skip"),
-        element(
-            "div",
-            element("header", element("h1", title), element("p", lead, class_="lead")),
-            navigation,
-            main,
-            element("footer", "Written by soae_ext. This file needs no network and runs no scripts."),
-            class_="layout",
-        ),
-    )
-    return join([Markup("<!doctype html>\n"), element("html", head, body, lang="en"), Markup("\n")])
-
-
-def _section(key: str, title: str, body: Markup) -> Markup:
-    return element("section", element("h2", title, id=f"{key}-title"), body, id=key, aria_labelledby=f"{key}-title")
+    return layout(title, lead, [(key, name, [body]) for key, name, body in parts if body is not None])
 
 
 def _title(document: Document) -> tuple[str, str]:
