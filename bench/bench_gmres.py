@@ -55,9 +55,11 @@ CPU_STEPS = [Shape(64, 3072, k) for k in (20, 40, 60, 100)] + [
 ]  # fmt: skip
 CPU_QUICK = [Shape(64, 3072, 20), Shape(64, 3072, 60), Shape(16, 784, 20), Shape(1, 150528, 20)]
 GPU_STEPS = [Shape(b, n, k) for n in (784, 3072) for b in (1, 16, 128, 1024) for k in (5, 20, 100)] + [
-    Shape(b, 150528, k) for b in (1, 4, 16) for k in (20, 100)
+    Shape(264, 3072, 20),
+    *(Shape(b, 150528, k) for b in (1, 4, 8, 16) for k in (20, 100)),
 ]
 GPU_QUICK = [Shape(128, 784, 20), Shape(128, 3072, 20), Shape(1024, 3072, 20), Shape(4, 150528, 20)]
+GPU_HALF = [Shape(b, 3072, k) for b in (128, 1024) for k in (20, 100)]  # with a float16 basis too
 BASES = [Shape(64, 3072, 20), Shape(64, 3072, 60)]
 SOLVES = [Shape(16, 784, 20), Shape(64, 3072, 20), Shape(1, 3072, 20)]
 
@@ -80,6 +82,16 @@ def problem(
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1)
+def orthonormal_rows(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> Tensor:
+    """(B, k, n). Random rows are so well conditioned that Cholesky's factor of their Gram matrix makes them
+    orthonormal; a QR factorisation of many systems takes a GPU minutes."""
+    generator = torch.Generator(device).manual_seed(1000 + seed)
+    random = torch.randn(shape.batch, shape.k, shape.n, device=device, dtype=torch.float64, generator=generator)
+    factor = torch.linalg.cholesky(random @ random.mT)
+    return torch.linalg.solve_triangular(factor, random, upper=False).to(dtype)
+
+
 class StepSet:
     """An orthonormal basis of k vectors and a vector w to orthogonalise against it, for every implementation."""
 
@@ -99,12 +111,12 @@ class StepSet:
         self.engine = _native.NativeEngine(made, backend or device.type)
         self.engine.begin(None)
         generator = torch.Generator(device).manual_seed(seed)
-        random = torch.randn(shape.batch, shape.n, shape.k, device=device, dtype=dtype, generator=generator)
-        rows = torch.linalg.qr(random).Q.mT
+        rows = orthonormal_rows(shape, device, dtype, seed)
         arrays = self.engine.arrays
         self.basis = arrays["basis"]
         self.basis[:, : shape.k].zero_()
-        self.basis[:, : shape.k, : shape.n] = rows * 2.0**made.basis_exponent
+        self.exponent = made.basis_exponent
+        self.basis[:, : shape.k, : shape.n] = rows * 2.0**self.exponent
         # As if steps 0..k-2 had been taken: identity rotations, a condition estimate of 1.
         for name in ("r", "inverse", "rotations"):
             arrays[name].zero_()
@@ -131,13 +143,17 @@ class StepSet:
         """The basis read once, by a sum over long rows that torch splits over its threads."""
         return self.read.sum(1)
 
-    def agree(self) -> bool:
-        """Whether all three append the same vector, and the fused step is still taken at full cost."""
+    def agree(self, pytorch: StepSet) -> bool:
+        """Whether the fused step here and PyTorch's forms there append the same vector, and the fused step is still
+        taken at full cost."""
         self.fused()
-        found = self.rows[:, self.j + 1].clone()
+        found = self.rows[:, self.j + 1].float() * 2.0**-self.exponent
+        roundoff = 0.0 if self.basis.dtype == torch.float32 else torch.finfo(self.basis.dtype).eps
+        typical = 1 / self.w.shape[1] ** 0.5
         for form in (reference.orthogonalize_mgs, reference.orthogonalize_cgs2):
-            self.pytorch(form)
-            if not torch.allclose(found, self.rows[:, self.j + 1], atol=1e-4 / self.w.shape[1] ** 0.5, rtol=1e-3):
+            pytorch.pytorch(form)
+            expected = pytorch.rows[:, self.j + 1]
+            if not torch.allclose(found, expected, atol=(1e-4 + 8 * roundoff) * typical, rtol=1e-3 + roundoff):
                 return False
         return bool((self.engine.outcome == 0).all())
 
@@ -164,13 +180,15 @@ def captured(function: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def step_row(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]:
-    sets = [StepSet(shape, device, seed) for seed in range(SETS)]
-    agreements = [s.agree() for s in sets]  # each set takes its first step here
+def step_row(shape: Shape, device: torch.device, repeats: int, storage: torch.dtype | None = None) -> dict[str, Any]:
+    """Ours, with its basis in `storage`, and PyTorch's forms in float32: on the same memory where the types agree."""
+    sets = [StepSet(shape, device, seed, storage) for seed in range(SETS)]
+    others = sets if storage is None else [StepSet(shape, device, seed) for seed in range(SETS)]
+    agreements = [s.agree(other) for s, other in zip(sets, others, strict=True)]  # each set takes its first step here
     forms = {
         "fused": [s.fused for s in sets],
-        "textbook": [functools.partial(s.pytorch, reference.orthogonalize_mgs) for s in sets],
-        "smart": [functools.partial(s.pytorch, reference.orthogonalize_cgs2) for s in sets],
+        "textbook": [functools.partial(s.pytorch, reference.orthogonalize_mgs) for s in others],
+        "smart": [functools.partial(s.pytorch, reference.orthogonalize_cgs2) for s in others],
     }
     functions: dict[str, Callable[[], object]] = {name: in_turns(calls) for name, calls in forms.items()}
     cuda = device.type == "cuda"
@@ -184,7 +202,8 @@ def step_row(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]
     read_times = times.pop("read")
     per_step = {name: [t / SETS for t in values] for name, values in times.items()}
     row = summarise("step", shape, per_step, all(agreements))
-    least_bytes = shape.batch * shape.n * 4 * (shape.k + 3)  # V and w read once, the new vector written twice
+    # V and w read once, the new vector written twice: as a row and as what the operator receives
+    least_bytes = shape.batch * shape.n * ((shape.k + 1) * sets[0].basis.itemsize + 2 * 4)
     read_bytes = SETS * sets[0].read.nbytes
     share = [
         (least_bytes / ours) / (read_bytes / read) for ours, read in zip(per_step[row["ours"]], read_times, strict=True)
@@ -192,6 +211,8 @@ def step_row(shape: Shape, device: torch.device, repeats: int) -> dict[str, Any]
     row["bytes"] = least_bytes
     if read_bytes > BEYOND_CACHE:
         row["fraction_of_bandwidth"] = measure.spread(share)
+    if storage is not None:
+        row["basis_dtype"] = str(storage).removeprefix("torch.")
     row["cache"] = f"cold: {SETS} bases in turns"
     row["still_active"] = all(bool((s.engine.outcome == 0).all()) for s in sets)
     return row
@@ -306,7 +327,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def run(
-    device: torch.device, steps: list[Shape], solves: list[Shape], repeats: int
+    device: torch.device, steps: list[Shape], halves: list[Shape], solves: list[Shape], repeats: int
 ) -> tuple[dict[str, float], list[Any]]:
     ceilings = measure.bandwidth(device)
     if device.type == "cuda":
@@ -316,6 +337,9 @@ def run(
     rows = []
     for shape in steps:
         rows.append(step_row(shape, device, repeats))
+        print(line(rows[-1]), flush=True)
+    for shape in halves:
+        rows.append(step_row(shape, device, repeats, torch.float16))
         print(line(rows[-1]), flush=True)
     for shape in BASES:
         rows.append(basis_row(shape, device, repeats))
@@ -341,13 +365,15 @@ def main() -> None:
     record = measure.machine() | {"command": measure.command("bench/bench_gmres.py")}
     record["gpu"], record["rows"] = "measured" if cuda else "skipped: no CUDA", []
     print(f"{record['cpu']}, {record['threads']} threads, torch {record['torch']}, commit {record['git'][:10]}")
-    plans = []
+    plans: list[tuple[str, list[Shape], list[Shape], list[Shape]]] = []
     if not options.gpu_only:
-        plans.append(("cpu", CPU_QUICK if options.quick else CPU_STEPS, SOLVES[:1] if options.quick else SOLVES))
+        steps, solves = (CPU_QUICK, SOLVES[:1]) if options.quick else (CPU_STEPS, SOLVES)
+        plans.append(("cpu", steps, [], solves))
     if cuda:
-        plans.append(("cuda", GPU_QUICK if options.quick else GPU_STEPS, SOLVES))
-    for name, steps, solves in plans:
-        record[f"{name}_ceilings"], rows = run(torch.device(name), steps, solves, repeats)
+        steps, halves = (GPU_QUICK, GPU_HALF[:1]) if options.quick else (GPU_STEPS, GPU_HALF)
+        plans.append(("cuda", steps, halves, SOLVES))
+    for name, steps, halves, solves in plans:
+        record[f"{name}_ceilings"], rows = run(torch.device(name), steps, halves, solves, repeats)
         record["rows"] += [row | {"device": name} for row in rows]
     if not cuda:
         print("\ncuda: skipped: no CUDA")

@@ -30,8 +30,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 BASELINE = "double-backward"
 
 
-def cases(quick: bool) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Network and shape of the batch."""
+def cases(device: torch.device, quick: bool) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Network and shape of the batch; larger batches for a GPU."""
+    if device.type == "cuda":
+        return {
+            "ResNet-18 relu B=128": (resnet18(), (128, 3, 32, 32)),
+            "ResNet-18 relu B=8": (resnet18(), (8, 3, 32, 32)),
+            "ResNet-18 softplus B=128": (resnet18(activation="softplus"), (128, 3, 32, 32)),
+            "small CNN relu B=512": (SmallCNN(), (512, 1, 28, 28)),
+        }
     chosen: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         "ResNet-18 relu B=8": (resnet18(), (8, 3, 32, 32)),
         "small CNN relu B=64": (SmallCNN(), (64, 1, 28, 28)),
@@ -125,7 +132,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = []
     for device in devices:
-        for name, (model, shape) in cases(options.quick).items():
+        for name, (model, shape) in cases(device, options.quick).items():
             rows += measure_case(name, model, shape, device, options.quick)
     if options.output is not None:
         command = measure.command("bench/bench_hvp.py")

@@ -6,7 +6,8 @@
 Needs a GPU and a build with CUDA. Tests run the same code on the SIMT build, where times mean nothing.
 
 * **step**: one Arnoldi step by every variant of the kernels that holds the vector (csrc/cuda/plan.h), and by clusters
-  of every size. `bytes` is one read of the basis and of w and two writes of the result.
+  of every size: which of them are pairs is in bench/reporting/decisions.py. `bytes` is one read of the basis and of w
+  and two writes of the result.
 * **graph**: a whole solve, launched step by step and replayed from one captured step (`Workspace(graphs=True)`).
 * **product**: a Hessian-vector product of a network by double backward, traced, and compiled by inductor; launched and
   replayed.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import measure
 import torch
@@ -32,9 +33,30 @@ from soae_ext.gmres import gmres
 from soae_ext.hvp import hessian_operator
 from soae_ext.models import SmallCNN, resnet18
 
-# Working and stored precision, each with its own table of variants (csrc/cuda/plan.h), and which of them are clusters.
+
+class Variant(NamedTuple):
+    """What a row of csrc/cuda/plan.h says of a kernel."""
+
+    threads: int
+    chunks: int
+    panel: int
+    clusters: bool = False
+    ring: bool = False
+
+
+# By the ratio of the working number's size to the stored one's; split-n is past the end.
+VARIANTS = {
+    1: (
+        Variant(64, 1, 4), Variant(128, 2, 4), Variant(256, 3, 4), Variant(512, 3, 4), Variant(512, 6, 2),
+        Variant(256, 3, 4, clusters=True), Variant(512, 5, 2, clusters=True), Variant(256, 3, 4, ring=True),
+        Variant(256, 3, 8, ring=True), Variant(512, 6, 2, ring=True), Variant(512, 5, 2, clusters=True, ring=True),
+    ),
+    2: (
+        Variant(128, 1, 4), Variant(192, 2, 4), Variant(512, 3, 2), Variant(384, 4, 2, clusters=True),
+        Variant(192, 2, 8, ring=True),
+    ),
+}  # fmt: skip
 DTYPES = ((torch.float32, torch.float32), (torch.float32, torch.float16), (torch.float64, torch.float64))
-CLUSTERED = {1: (5, 6), 2: (3,)}  # by the ratio of the sizes
 Timed = Callable[[], object]
 
 
@@ -47,7 +69,9 @@ def _launchers(backend: str) -> Any:
 
 
 def clustered(dtypes: Dtypes) -> tuple[int, ...]:
-    return CLUSTERED[dtypes[0].itemsize // dtypes[1].itemsize]
+    """The variants that are clusters."""
+    table = VARIANTS[dtypes[0].itemsize // dtypes[1].itemsize]
+    return tuple(index for index, variant in enumerate(table) if variant.clusters)
 
 
 def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.device, backend: str) -> dict[str, StepSet]:
@@ -63,7 +87,7 @@ def variants_for(shape: tuple[int, int, int], dtypes: Dtypes, device: torch.devi
                 if variant in clustered(dtypes) and planned[1] != blocks:
                     continue  # needs more than these
                 step.fused()
-            except RuntimeError:  # does not hold the vector, or this GPU has no such clusters
+            except RuntimeError:  # does not hold the vector, or this GPU has no such clusters or too little for a ring
                 continue
             if planned[0] != variant:  # past the end of the table
                 launchers.force_variant(-1)
@@ -83,7 +107,7 @@ def steps(shapes: list[tuple[int, int, int]], device: torch.device, backend: str
             found[name].fused()
 
         functions: dict[str, Timed] = {name: functools.partial(forced, name) for name in found}
-        times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.005)
+        times = measure.interleaved(functions, cuda=device.type == "cuda", repeats=repeats, least_seconds=0.002)
         launchers.force_variant(-1)
         variant, blocks = launchers.plan(next(iter(found.values())).engine.solve)
         planned = f"{variant}x{blocks if variant in clustered(dtypes) else 0}"
@@ -156,7 +180,7 @@ def pair(
 
 
 def measure_all(device: torch.device, backend: str, quick: bool) -> list[dict[str, Any]]:
-    repeats = 7 if quick else 15
+    repeats = 5 if quick else 9
     shapes = [(b, n, 20) for n in (784, 3072) for b in (1, 16, 128, 264)]
     if not quick:
         shapes += [(b, n, k) for n in (784, 3072) for b in (1, 128, 1024) for k in (5, 100)]

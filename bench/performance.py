@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from reporting import gmres, others, scale, targets
+from reporting import decisions, gmres, others, scale, targets
 from reporting.records import Results
 
 from soae_ext.plots.style import save
@@ -37,6 +37,7 @@ def document(results: Results, goals: list[targets.Target]) -> tuple[str, dict[s
         targets.section(goals, results),
         gmres.section(results, figures),
         scale.section(results, figures),
+        decisions.section(results),
         others.hvp(results),
         others.end_to_end(results),
         others.attacks(results),

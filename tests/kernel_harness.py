@@ -16,10 +16,12 @@ import torch
 Operator = Callable[[torch.Tensor], torch.Tensor]
 
 # The variants of csrc/cuda/plan.h for a basis in the working precision, in chunks of 16 bytes; the last is split-n.
-BLOCK_CAPACITY = [64, 256, 768, 1536, 3072, 768, 2560]
-CLUSTERS = (5, 6)
+BLOCK_CAPACITY = [64, 256, 768, 1536, 3072, 768, 2560, 768, 768, 3072, 2560]
+CLUSTERS = (5, 6, 10)
+RINGS = {7: 2, 8: None, 9: 4, 10: 6}  # and the kernel that does the same arithmetic on rows that it loads
 CAPACITY = [chunks * (2 if variant in CLUSTERS else 1) for variant, chunks in enumerate(BLOCK_CAPACITY)]
 SPLIT = len(CAPACITY)
+LOADING = [*(variant for variant in range(SPLIT) if variant not in RINGS), SPLIT]
 PIECE = 256  # of split-n
 SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
 

@@ -10,10 +10,10 @@ import torch
 from soae_ext import _native
 from tests import kernel_harness as kh
 from tests.cpu_harness import CpuSolve
-from tests.kernel_harness import CAPACITY, PIECE, SCHEDULES, SPLIT, KernelSolve, Problem
+from tests.kernel_harness import CAPACITY, LOADING, PIECE, SCHEDULES, SPLIT, KernelSolve, Problem
 
 
-@pytest.fixture(params=["cpu", *(f"block{i}" for i in range(SPLIT)), "split"])
+@pytest.fixture(params=["cpu", *(f"block{i}" for i in LOADING[:-1]), "split"])
 def solve_of(request):
     """Makes the solve of a kernel, and names an n that is ragged for it."""
     if request.param == "cpu":
@@ -54,7 +54,7 @@ def test_a_decomposition(solve_of, dtype):
         check(s, problem, i)
 
 
-@pytest.mark.parametrize("variant", range(SPLIT + 1))
+@pytest.mark.parametrize("variant", LOADING)
 def test_schedules_agree_bitwise(simt_alone, dtype, variant):
     simt_alone.cuda.force_variant(variant)
     chunks = 2 * PIECE + 9 if variant == SPLIT else CAPACITY[variant]

@@ -11,8 +11,8 @@ from tests.kernel_harness import PIECE, SCHEDULES, KernelSolve, Problem, check_r
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 PAIRS = [(F32, F16), (F32, BF16), (F64, F16), (F64, BF16), (F64, F32)]
-CAPACITY = [128, 384, 1536, 3072]  # in chunks of 16 stored bytes, the last in a cluster of two
-SPLIT = 4
+CAPACITY = [128, 384, 1536, 3072, 384]  # chunks of 16 stored bytes; the fourth is a cluster of two
+SPLIT = 5
 
 
 pytestmark = pytest.mark.usefixtures("simt_alone")

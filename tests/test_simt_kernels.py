@@ -1,4 +1,6 @@
-"""The CUDA kernels, every variant of them, against float64 NumPy: one thread at a time, under three schedules."""
+"""The CUDA kernels, every variant that loads its rows, against float64 NumPy: thread by thread, under three schedules.
+
+Those that take them through a ring are in test_simt_rings.py."""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from tests import kernel_harness as kh
 from tests.kernel_harness import (
     CAPACITY,
+    LOADING,
     PIECE,
     SCHEDULES,
     SPLIT,
@@ -21,7 +24,7 @@ from tests.kernel_harness import (
 pytestmark = pytest.mark.usefixtures("simt_alone")
 
 
-@pytest.fixture(params=range(SPLIT + 1), ids=[*(f"block{i}" for i in range(SPLIT)), "split"])
+@pytest.fixture(params=LOADING, ids=lambda i: "split" if i == SPLIT else f"block{i}")
 def variant(simt, request):
     simt.cuda.force_variant(request.param)
     return request.param

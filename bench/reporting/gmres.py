@@ -109,8 +109,9 @@ def _row(row: Row, device: str) -> list[str]:
     ratio, part, bound = look(row, "ratio.median"), look(share, "median"), NONE
     if ratio and part and "fraction_of_bandwidth" in row:  # elsewhere the basis is in the cache, and no bound
         bound = f"{ratio / part:.2g}×"
+    level = str(row.get("level", NONE)) + (f", {row['basis_dtype']} basis" if row.get("basis_dtype") else "")
     return [
-        str(row.get("level", NONE)) + ("" if row.get("comparable", True) else " (not comparable)"),
+        level + ("" if row.get("comparable", True) else " (not comparable)"),
         count(row.get("B")), count(row.get("n")), count(row.get("k")),
         duration(us.get(row.get("ours", "")), 1e6), duration(us.get(row.get("baseline", "")), 1e6),
         str(row.get("baseline", NONE)), factor(row.get("ratio")), percent(share), bound,

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "cluster_reduce.cuh"
+#include "panels.cuh"
 #include "plan.h"
 #include "reduce.cuh"
 #include "stored.cuh"
@@ -20,38 +21,45 @@ struct BlockStep {
   static constexpr int kPanel = kChosen.panel;
   static constexpr int kMinBlocks = kChosen.min_blocks;
   static constexpr bool kClusters = kChosen.clusters;
+  static constexpr bool kRing = kChosen.ring;
   using Row = Stored<T, S>;
   using Tile = TileFor<T, S, kThreads, kChunks>;
-  using BasisTile = StoredTile<T, S, kThreads, kChunks>;
+  using Panels = std::conditional_t<kRing, RingedPanels<T, S, kThreads, kChunks, kPanel>,
+                                    LoadedPanels<T, S, kThreads, kChunks, kPanel>>;
   using Reduce = std::conditional_t<kClusters, ClusterReduce<kThreads, kPanel>, BlockReduce<kThreads, kPanel>>;
 
-  static std::size_t shared_bytes(int64_t columns) {
-    return (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(columns)) * sizeof(double);
+  // Shared memory of a block whose part of a row has so many chunks: the ring, reductions, one column.
+  static SOAE_HD std::size_t ring_bytes(int32_t each) {
+    return kRing ? RingedPanels<T, S, kThreads, kChunks, kPanel>::bytes(each) : 0;
+  }
+  static std::size_t shared_bytes(int32_t each, int64_t columns) {
+    return ring_bytes(each) + (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(columns)) * sizeof(double);
   }
 };
 
-// w -= V V^T w for the rows [row, row + kPanel) of V that exist: classical within the panel, modified between panels.
-// The coefficients, times `unit`, are added to the column, each by a thread of its own. Rows hold v / stored_unit.
+// w -= V V^T w for the panel of rows that begins at `row`: classical within the panel, modified between panels. The
+// coefficients, times `unit`, are added to the column, each by a thread of its own.
 template <typename T, typename S, int kVariant>
 SOAE_DEVICE void orthogonalize_panel(typename BlockStep<T, S, kVariant>::Tile& w,
-                                     typename BlockStep<T, S, kVariant>::Reduce& reduce, const S* panel, int64_t ld,
-                                     const Span& own, int32_t row, int32_t rows, double* column, double unit,
-                                     T stored_unit) {
-  constexpr int kPanel = BlockStep<T, S, kVariant>::kPanel;
-  typename BlockStep<T, S, kVariant>::BasisTile v[kPanel];
-#pragma unroll
-  for (int q = 0; q < kPanel; ++q) v[q].load(panel + q * ld, own.first, row + q < rows ? own.last : 0);
+                                     typename BlockStep<T, S, kVariant>::Reduce& reduce,
+                                     typename BlockStep<T, S, kVariant>::Panels& panels, const Stored<T, S>& stored,
+                                     int32_t row, int32_t rows, double* column, double unit) {
+  using Step = BlockStep<T, S, kVariant>;
+  constexpr int kPanel = Step::kPanel;
+  typename Step::Panels::Panel v;
+  panels.load(v, row, rows);
 
   T h[kPanel];
 #pragma unroll
-  for (int q = 0; q < kPanel; ++q) h[q] = v[q].dot(w);
+  for (int q = 0; q < kPanel; ++q) h[q] = v[q].dot(w, stored);
   reduce.sum_rows(h);
+  panels.next(row, rows);
 
-  T mine = h[0] * stored_unit;
+  T mine = h[0] * stored.unit;
 #pragma unroll
   for (int q = 0; q < kPanel; ++q) {
-    h[q] *= stored_unit;
-    v[q].add_to(w, -h[q] * stored_unit);
+    h[q] *= stored.unit;
+    v[q].add_to(w, -h[q] * stored.unit, stored);
     mine = thread_index() == q ? h[q] : mine;
   }
   const int32_t at = row + thread_index();
@@ -62,18 +70,20 @@ template <typename T, typename S, int kVariant>
 SOAE_KERNEL((BlockStep<T, S, kVariant>::kThreads), (BlockStep<T, S, kVariant>::kMinBlocks))
 block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
   using Step = BlockStep<T, S, kVariant>;
-  if constexpr (Step::kClusters && !has_clusters()) return;
+  if ((Step::kClusters && !has_clusters()) || (Step::kRing && !has_async_copies())) return;
   const int blocks = Step::kClusters ? cluster_size() : 1;
   const int rank = Step::kClusters ? cluster_rank() : 0;
   const int64_t system = block_index() / blocks;
   const int32_t chunks = row_chunks<S>(p);
-  const Span own = Step::kClusters ? Span::of(chunks, blocks, rank) : Span{0, chunks};
+  const Span own = Step::kClusters ? Span::of(chunks, blocks, rank) : Span{0, chunks, chunks};
   const VectorFor<T, S> direction = vector_of<T, Step::Row::kSize>(p, p.direction, system);
   if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
   j = step_index(p, system, j);
 
-  typename Step::Reduce reduce(dynamic_shared<double>());
-  double* column = dynamic_shared<double>() + Step::Reduce::kDoubles;
+  typename Step::Panels panels(p, system, own, dynamic_shared<double>());
+  double* const shared = dynamic_shared<double>() + Step::ring_bytes(own.each) / sizeof(double);
+  typename Step::Reduce reduce(shared);
+  double* column = shared + Step::Reduce::kDoubles;
   for (int32_t i = thread_index(); i <= j; i += Step::kThreads) column[i] = 0.0;
 
   typename Step::Tile w;
@@ -84,17 +94,18 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
     if (thread_index() == 0 && rank == 0) reject_column(p, system);
     return clear_vector(direction, own.first, own.last);
   }
+  panels.begin(j + 1);
   const int32_t exponent = scale_exponent(largest, p.dtype);
   w.scale(power_of_two<T>(-exponent));
   const double before = sqrt(reduce.sum(w.dot(w)));
 
   const double unit = power_of_two<double>(exponent);
-  const T stored = stored_unit<T, S>(p);
+  const typename Step::Row stored(p);
   double after = 0.0;
   for (int sweep = 0; sweep < 2; ++sweep) {
+    if (sweep > 0) panels.begin(j + 1);
     for (int32_t row = 0; row <= j; row += Step::kPanel) {
-      const S* panel = basis_row<S>(p, system, row);
-      orthogonalize_panel<T, S, kVariant>(w, reduce, panel, p.ld, own, row, j + 1, column, unit, stored);
+      orthogonalize_panel<T, S, kVariant>(w, reduce, panels, stored, row, j + 1, column, unit);
     }
     after = sqrt(reduce.sum(w.dot(w)));
     if (p.orthogonalization == kMgs && !(after < kCancellation * before)) break;
@@ -110,12 +121,12 @@ block_step(SOAE_PARAM Solve p, int32_t j, const T* operator_output) {
     block_barrier();
   }
   if (p.systems[system].outcome != kActive) return clear_vector(direction, own.first, own.last);
-  w.scale(static_cast<T>(1.0 / after) * stored_scale<T, S>(p));
+  w.scale(static_cast<T>(1.0 / after) * stored.scale);
   S* next = basis_row<S>(p, system, j + 1);
 #pragma unroll
   for (int i = 0; i < Step::kChunks; ++i) {
     const int32_t at = Step::Tile::index(own.first, i);
-    if (at < own.last) direction.store(at, Step::Row::store(next, at, w.c[i], stored));
+    if (at < own.last) direction.store(at, stored.store(next, at, w.c[i]));
   }
 }
 

@@ -106,6 +106,7 @@ template <typename T, typename S>
 SOAE_DEVICE void apply(const Solve& p, int64_t system, int32_t first, int32_t last, const void* ax, bool opening,
                        int32_t action) {
   using Row = Stored<T, S>;
+  const Row rows(p);
   const System& s = p.systems[system];
   const bool active = s.outcome == kActive;
   const Residual<T, Row::kSize> residual(p, system, ax, opening);
@@ -113,15 +114,14 @@ SOAE_DEVICE void apply(const Solve& p, int64_t system, int32_t first, int32_t la
   const VectorFor<T, S> direction = vector_of<T, Row::kSize>(p, p.direction, system);
   S* row = basis_row<S>(p, system, 0);
   const T down = power_of_two<T>(-s.scale);
-  const T to_store = static_cast<T>(1.0 / s.beta) * stored_scale<T, S>(p);
-  const T unit = stored_unit<T, S>(p);
+  const T to_store = static_cast<T>(1.0 / s.beta) * rows.scale;
   for (int32_t at = first + thread_index(); at < last; at += kCycleThreads) {
     typename Row::Values v{};
     if (active && (action & kNewBasis) != 0) {
       v = Row::scaled(Row::scaled(residual.load(at), down), to_store);
-      v = Row::store(row, at, v, unit);
+      v = rows.store(row, at, v);
     } else if (active) {
-      v = Row::scaled(Row::unpack(Row::load(row, at)), unit);
+      v = Row::scaled(rows.unpack(Row::load(row, at)), rows.unit);
     }
     if ((action & kTakeCandidate) != 0) x.store(at, residual.iterate.load(at));
     if ((action & kZeroX) != 0) x.store(at, typename Row::Values{});

@@ -32,7 +32,7 @@ void turn_typed(const Solve& p, const void* ax, bool opening, bool stop, void* s
 
 void turn(const Solve& p, const void* ax, bool opening, bool stop, void* stream) {
   dispatch(p.dtype, p.basis_dtype, [&](auto type, auto stored) {
-    turn_typed<decltype(type), decltype(stored)>(p, ax, opening, stop, stream);
+    turn_typed<decltype(type), MergedBits<decltype(stored)>>(p, ax, opening, stop, stream);
   });
 }
 
@@ -63,7 +63,7 @@ void finish(const Solve& p, bool preconditioned, void* stream) {
   const DeviceGuard guard(p.device);
   dispatch(p.dtype, update_dtype(p), [&](auto type, auto stored) {
     using T = decltype(type);
-    using U = decltype(stored);
+    using U = MergedBits<decltype(stored)>;
     const int32_t pieces = count_pieces(static_cast<std::size_t>(p.update_ld) * sizeof(U));
     launch(finish_pieces<T, U>, p.batch * pieces, kPieceThreads, finish_shared_bytes(p.restart), stream, p, pieces,
            preconditioned);

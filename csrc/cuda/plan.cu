@@ -3,10 +3,13 @@
 #include <atomic>
 
 #include "choices.h"
+#include "steps.h"
 
 namespace soae::cuda {
 
 namespace {
+
+constexpr int kFirstWithCopies = 80;
 
 std::atomic<int> forced_variant{-1}, forced_blocks{0};
 
@@ -19,6 +22,12 @@ struct Problem {
   int64_t row_chunks() const { return static_cast<int64_t>(row_bytes / 16); }
   int32_t blocks_needed(int variant) const {
     return cuda::blocks_needed(table.variants[variant], row_chunks(), largest);
+  }
+  // Whether the GPU has what a ring takes.
+  bool runs(int variant, int32_t blocks) const {
+    if (!table.variants[variant].ring) return true;
+    if (architecture(solve.device) < kFirstWithCopies) return false;
+    return block_step_shared(solve, variant, blocks) <= static_cast<std::size_t>(most_shared_bytes(solve.device));
   }
 };
 
@@ -33,11 +42,12 @@ bool look_up(const Problem& q, Plan& plan) {
     plan.blocks = c.blocks;
     if (c.variant >= q.table.count) return true;
     const int32_t needed = q.blocks_needed(c.variant);
-    return needed > 0 && needed <= c.blocks && c.blocks <= std::max(1, q.largest);
+    return needed > 0 && needed <= c.blocks && c.blocks <= std::max(1, q.largest) && q.runs(c.variant, c.blocks);
   }
   return false;
 }
 
+// By the model, which knows nothing of rings: that they win is for measurements to say.
 void estimate(const Problem& q, Plan& plan) {
   const StepModel model(q.solve, q.row_bytes, multiprocessors(q.solve.device));
   plan.variant = q.table.count;
@@ -53,7 +63,7 @@ void estimate(const Problem& q, Plan& plan) {
   bool block_found = false;  // of the block variants, the smallest that holds the vector
   for (int variant = 0; variant < q.table.count; ++variant) {
     const int32_t needed = q.blocks_needed(variant);
-    if (needed == 0 || (needed == 1 && block_found)) continue;
+    if (needed == 0 || (needed == 1 && block_found) || q.table.variants[variant].ring) continue;
     if (needed == 1) {
       block_found = true;
       consider(variant, 1);
@@ -69,6 +79,7 @@ void force(const Problem& q, Plan& plan) {
   plan.blocks = q.blocks_needed(plan.variant);
   if (plan.blocks == 0) throw std::runtime_error("soae_ext: the forced kernel does not hold such vectors");
   if (q.table.variants[plan.variant].clusters) plan.blocks = std::max<int32_t>(plan.blocks, forced_blocks);
+  if (!q.runs(plan.variant, plan.blocks)) throw std::runtime_error("soae_ext: the forced kernel does not run on this GPU");
 }
 
 }  // namespace

@@ -12,27 +12,34 @@ namespace soae::cuda {
 
 // Kernels that read V once, by one block or by the blocks of one cluster for each system: `threads` times `chunks` chunks
 // hold the vector, or the block's part of it, in registers, each as many numbers as 16 bytes of a basis row; `panel` basis
-// rows are orthogonalised against per reduction; `min_blocks` is the occupancy the register budget is cut for.
+// rows are orthogonalised against per reduction; `min_blocks` is the occupancy the register budget is cut for. With a ring
+// the rows come through shared memory (panels.cuh, sm_80 and later).
 struct Variant {
   int threads, chunks, panel, min_blocks;
-  bool clusters;
+  bool clusters, ring;
 };
 constexpr Variant kVariants[] = {
-    {64, 1, 4, 8, false},   // n <=     256 (float32)
-    {128, 2, 4, 5, false},  // n <=   1,024
-    {256, 3, 4, 2, false},  // n <=   3,072
-    {512, 3, 4, 1, false},  // n <=   6,144
-    {512, 6, 2, 1, false},  // n <=  12,288
-    {256, 3, 4, 2, true},   // n <=  49,152 in clusters of 16; small clusters for few systems
-    {512, 5, 2, 1, true},   // n <= 163,840 in clusters of 16
+    {64, 1, 4, 8, false, false},   // n <=     256 (float32)
+    {128, 2, 4, 5, false, false},  // n <=   1,024
+    {256, 3, 4, 2, false, false},  // n <=   3,072
+    {512, 3, 4, 1, false, false},  // n <=   6,144
+    {512, 6, 2, 1, false, false},  // n <=  12,288
+    {256, 3, 4, 2, true, false},   // n <=  49,152 in clusters of 16; small clusters for few systems
+    {512, 5, 2, 1, true, false},   // n <= 163,840 in clusters of 16
+    {256, 3, 4, 2, false, true},   // n <=   3,072
+    {256, 3, 8, 1, false, true},   // n <=   3,072 with half the reductions
+    {512, 6, 2, 1, false, true},   // n <=  12,288
+    {512, 5, 2, 1, true, true},    // n <= 163,840 in clusters of 16
 };
 // For a basis in half the working precision, whose chunks take twice the room in registers.
 constexpr Variant kHalfVariants[] = {
-    {128, 1, 4, 5, false},  // n <=   1,024 (16-bit under float32)
-    {192, 2, 4, 2, false},  // n <=   3,072
-    {512, 3, 2, 1, false},  // n <=  12,288
-    {384, 4, 2, 1, true},   // n <= 196,608 in clusters of 16
+    {128, 1, 4, 5, false, false},  // n <=   1,024 (16-bit under float32)
+    {192, 2, 4, 2, false, false},  // n <=   3,072
+    {512, 3, 2, 1, false, false},  // n <=  12,288
+    {384, 4, 2, 1, true, false},   // n <= 196,608 in clusters of 16
+    {192, 2, 8, 1, false, true},   // n <=   3,072 with half the reductions
 };
+constexpr int kRingStages = 2;
 
 struct VariantTable {
   const Variant* variants;

@@ -4,9 +4,11 @@
 //           dynamic_shared<T>, the 16-byte accesses load_chunk, load_stream, store_chunk, load_coherent, and the
 //           conversions of a pair of float16 numbers, unpack_float16, pack_float16;
 //           of clusters: has_clusters, cluster_rank, cluster_size, cluster_barrier, open_mailbox, expect_bytes, send,
-//           wait_for
-//   host    launch, launch_clusters, DeviceGuard, multiprocessors, largest_cluster_of, architecture, runtime_version,
-//           driver_version
+//           wait_for;
+//           of copies to shared memory: has_async_copies, copy_chunk, commit_copies, wait_for_copies<k>, and
+//           has_bulk_copies, copy_bulk, which use mailboxes
+//   host    launch, launch_clusters, DeviceGuard, multiprocessors, most_shared_bytes, largest_cluster_of, architecture,
+//           runtime_version, driver_version
 #pragma once
 
 #include <cstddef>

@@ -116,6 +116,52 @@ SOAE_DEVICE void send(double value, double* slot, uint64_t* box, int rank) {
 #endif
 }
 
+// ---- copies from global to shared memory that go on beside the arithmetic (sm_80 and later; in bulk, sm_90 and later)
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define SOAE_ASYNC_COPIES 1
+#endif
+
+SOAE_DEVICE constexpr bool has_async_copies() {
+#if defined(SOAE_ASYNC_COPIES)
+  return true;
+#else
+  return false;
+#endif
+}
+SOAE_DEVICE constexpr bool has_bulk_copies() { return has_clusters(); }
+
+// `bytes` bytes, a multiple of 16 as both addresses are; they go to the account of the mailbox. By one thread.
+SOAE_DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* box) {
+#if defined(SOAE_CLUSTERS)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(box))
+               : "memory");
+#endif
+}
+// 16 bytes, for the running thread's own use.
+SOAE_DEVICE void copy_chunk(void* to, const void* from) {
+#if defined(SOAE_ASYNC_COPIES)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+               "l"(__cvta_generic_to_global(from))
+               : "memory");
+#endif
+}
+// The chunks that the thread asked for since the last call are a group.
+SOAE_DEVICE void commit_copies() {
+#if defined(SOAE_ASYNC_COPIES)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Returns when all groups but the kPending last ones are there.
+template <int kPending>
+SOAE_DEVICE void wait_for_copies() {
+#if defined(SOAE_ASYNC_COPIES)
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
 // Called by whole warps only.
 template <typename T>
 SOAE_DEVICE T shuffle(T value, int lane) {
@@ -222,6 +268,7 @@ SOAE_DEVICE double load_coherent(const double* at) { return __ldcg(at); }
 [[noreturn]] void fail(cudaError_t error, const char* call, const char* file, int line);
 int multiprocessors(int device);  // cached
 int architecture(int device);     // 90 for sm_90, cached
+int most_shared_bytes(int device);  // that a block may have, cached
 // Blocks of the largest cluster of `kernel` that the GPU runs, 0 where there are no clusters; cached: ask for one kernel.
 int largest_cluster_of(const void* kernel, int threads, std::size_t shared, int device);
 int runtime_version();

@@ -102,14 +102,16 @@ SOAE_DEVICE T chunk_max(const Chunk<T, kSize>& c, T largest) {
   return largest;
 }
 
-// Chunks first .. last - 1 of a vector: the part of one of the blocks that work on it.
+// Chunks first .. last - 1 of a vector: the part of one of the blocks that work on it, at most `each` chunks.
 struct Span {
-  int32_t first, last;
+  int32_t first, last, each;
+
+  static SOAE_HD int32_t largest(int32_t chunks, int32_t blocks) { return (chunks + blocks - 1) / blocks; }
 
   static SOAE_DEVICE Span of(int32_t chunks, int32_t blocks, int32_t rank) {
-    const int32_t each = (chunks + blocks - 1) / blocks;
+    const int32_t each = largest(chunks, blocks);
     const int32_t first = rank * each < chunks ? rank * each : chunks;
-    return {first, first + each < chunks ? first + each : chunks};
+    return {first, first + each < chunks ? first + each : chunks, each};
   }
 };
 

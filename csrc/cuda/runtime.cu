@@ -76,6 +76,10 @@ int architecture(int device) {
   });
 }
 
+int most_shared_bytes(int device) {
+  return cached(device, [](int d) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, d); });
+}
+
 int largest_cluster_of(const void* kernel, int threads, std::size_t shared, int device) {
   return cached(device, [=](int d) {
     if (attribute(cudaDevAttrClusterLaunch, d) == 0) return 0;
@@ -103,7 +107,7 @@ int driver_version() {
 void allow_shared(const void* kernel, std::size_t bytes) {
   int device = 0;
   SOAE_CUDA_CHECK(cudaGetDevice(&device));
-  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int limit = most_shared_bytes(device);
   if (bytes > static_cast<std::size_t>(limit)) {
     throw std::runtime_error("soae_ext: restart is too large for this GPU: it needs " + std::to_string(bytes) +
                              " bytes of shared memory, " + std::to_string(limit) + " are there; lower restart");

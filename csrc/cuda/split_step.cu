@@ -7,8 +7,9 @@ namespace soae::cuda {
 
 namespace {
 
-template <typename T, typename S>
+template <typename T, typename Kind>
 void launch_pieces(const Solve& p, const Plan& plan, int32_t j, const void* operator_output, void* stream) {
+  using S = Merged<T, Kind>;
   SplitScratch scratch{};
   lay_out(p, plan, p.scratch, scratch);
   const int64_t blocks = p.batch * plan.pieces;
@@ -21,7 +22,7 @@ void launch_pieces(const Solve& p, const Plan& plan, int32_t j, const void* oper
     w = nullptr;
   }
   launch(split_update<T, S>, blocks, kPieceThreads, shared, stream, p, scratch, w);
-  launch(split_normalize<T, S>, blocks, kPieceThreads, 0, stream, p, scratch);
+  launch(split_normalize<T, MergedBits<S>>, blocks, kPieceThreads, 0, stream, p, scratch);
 }
 
 }  // namespace

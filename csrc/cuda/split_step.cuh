@@ -55,7 +55,7 @@ SOAE_DEVICE void store_dots(const PieceTile<T, S>& w, const PieceTile<T, S>& las
   constexpr int kLanesPerRow = kWarp / kRows;
   static_assert(kGroup % kRows == 0, "a group is a number of panels");
   const int32_t chunks = row_chunks<S>(p);
-  const T unit = stored_unit<T, S>(p);
+  const Stored<T, S> stored(p);
   const int writer = lane_index() % kLanesPerRow == 0 ? lane_index() / kLanesPerRow : -1;
 
   for (int32_t group = 0; group < rows; group += kGroup) {
@@ -70,14 +70,14 @@ SOAE_DEVICE void store_dots(const PieceTile<T, S>& w, const PieceTile<T, S>& las
       }
       T dots[kRows];
 #pragma unroll
-      for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(w);
+      for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(w, stored);
       const T with_w = warp_sum_rows(dots);
-      if (writer >= 0) mine[row - group + writer] = static_cast<double>(with_w * unit);
+      if (writer >= 0) mine[row - group + writer] = static_cast<double>(with_w * stored.unit);
       if constexpr (kLower) {
 #pragma unroll
-        for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(last);
+        for (int q = 0; q < kRows; ++q) dots[q] = v[q].dot(last, stored);
         const T with_last = warp_sum_rows(dots);
-        if (writer >= 0) mine[kGroup + row - group + writer] = static_cast<double>(with_last * unit);
+        if (writer >= 0) mine[kGroup + row - group + writer] = static_cast<double>(with_last * stored.unit);
       }
     }
     block_barrier();
@@ -147,11 +147,12 @@ split_dots(SOAE_PARAM Solve p, SplitScratch scratch, int32_t j, const T* operato
     scratch.slot(piece.system, SplitScratch::kExponent)[piece.index] = own.exponent;
     scratch.slot(piece.system, SplitScratch::kSquares)[piece.index] = squares;
   }
-  StoredPiece<T, S> stored;
-  stored.load(basis_row<S>(p, piece.system, j), piece.first, row_chunks<S>(p));
+  const Stored<T, S> stored(p);
+  StoredPiece<T, S> row;
+  row.load(basis_row<S>(p, piece.system, j), piece.first, row_chunks<S>(p));
   PieceTile<T, S> last;
-  stored.unpack_to(last);
-  last.scale(stored_unit<T, S>(p));
+  row.unpack_to(last, stored);
+  last.scale(stored.unit);
   store_dots<T, S, true>(w, last, p, scratch, piece, j + 1);
 
   if (arrive_last(scratch.state(piece.system), scratch.pieces)) solve_coefficients(p, scratch, piece.system, j);
@@ -171,13 +172,13 @@ SOAE_DEVICE void subtract(PieceTile<T, S>& w, const Solve& p, const SplitScratch
     w.load(vector_of<T, kSize>(p, p.direction, system), piece.first);
   }
   T* factors = reinterpret_cast<T*>(dynamic_shared<double>() + SplitShared::kColumn);
-  const T unit = stored_unit<T, S>(p);
+  const Stored<T, S> stored(p);
   for (int32_t i = thread_index(); i <= j; i += kPieceThreads) {
-    factors[i] = static_cast<T>(-scratch.next_sweep(system)[i]) * unit;
+    factors[i] = static_cast<T>(-scratch.next_sweep(system)[i]) * stored.unit;
   }
   block_barrier();
   const auto row_at = [&](int32_t row) -> const S* { return basis_row<S>(p, system, row); };
-  add_rows<T, S>(w, factors, j + 1, row_at, p.ld, piece.first, row_chunks<S>(p));
+  add_rows<T, S>(w, stored, factors, j + 1, row_at, p.ld, piece.first, row_chunks<S>(p));
   w.store(vector_of<T, kSize>(p, p.direction, system), piece.first);
 }
 
@@ -236,14 +237,14 @@ SOAE_KERNEL(kPieceThreads, 2)
 split_normalize(SOAE_PARAM Solve p, SplitScratch scratch) {
   const Piece piece = Piece::own(scratch.pieces, row_chunks<S>(p));
   using Row = Stored<T, S>;
+  const Row rows(p);
   const VectorFor<T, S> direction = vector_of<T, Row::kSize>(p, p.direction, piece.system);
   if (p.systems[piece.system].outcome != kActive) return clear_vector(direction, piece.first, piece.last);
   const SplitState& state = scratch.state(piece.system);
-  const T to_store = static_cast<T>(1.0 / state.after) * stored_scale<T, S>(p);
-  const T unit = stored_unit<T, S>(p);
+  const T to_store = static_cast<T>(1.0 / state.after) * rows.scale;
   S* row = basis_row<S>(p, piece.system, state.step + 1);
   for (int32_t at = piece.first + thread_index(); at < piece.last; at += kPieceThreads) {
-    direction.store(at, Row::store(row, at, Row::scaled(direction.load(at), to_store), unit));
+    direction.store(at, rows.store(row, at, Row::scaled(direction.load(at), to_store)));
   }
 }
 

@@ -9,25 +9,48 @@
 
 namespace soae::cuda {
 
+// Float16 or Bfloat16, as the solve says: one kernel for both, where a kernel for each would gain nothing.
+struct Either16 {
+  uint16_t bits;
+};
+template <typename S>
+using MergedBits = std::conditional_t<sizeof(S) == 2, Either16, S>;
+// Where a working number is float64, four times as wide, the choice of a kind is lost beside the arithmetic.
+template <typename T, typename S>
+using Merged = std::conditional_t<sizeof(T) == 4 * sizeof(S), Either16, S>;
+
+// How a basis in S stores numbers of type T, and its powers of two: rows hold v times scale, v is what they hold times
+// unit. Both are 1 where the basis is not in float16.
 template <typename T, typename S>
 struct Stored {
   static constexpr int kSize = 16 / sizeof(S);
+  static constexpr bool kMayBeFloat16 = std::is_same_v<S, Float16> || std::is_same_v<S, Either16>;
   using Word = std::conditional_t<sizeof(S) == 2, uint32_t, S>;  // 16-bit numbers move in pairs
   using Packed = Chunk<Word>;
   using Values = Chunk<T, kSize>;
+
+  bool float16;
+  T scale, unit;
+
+  // dtype: of these rows.
+  SOAE_DEVICE Stored(const Solve& p, int32_t dtype)
+      : float16(std::is_same_v<S, Either16> ? dtype == kFloat16 : std::is_same_v<S, Float16>),
+        scale(kMayBeFloat16 && float16 ? power_of_two<T>(p.basis_exponent) : T(1)),
+        unit(kMayBeFloat16 && float16 ? power_of_two<T>(-p.basis_exponent) : T(1)) {}
+  SOAE_DEVICE explicit Stored(const Solve& p) : Stored(p, p.basis_dtype) {}
 
   static SOAE_DEVICE Packed load(const S* row, int32_t chunk) { return load_chunk(word(row, chunk)); }
   static SOAE_DEVICE Packed stream(const S* row, int32_t chunk, bool valid) {
     return load_stream(word(row, chunk), valid);
   }
 
-  static SOAE_DEVICE Values unpack(const Packed& packed) {
+  SOAE_DEVICE Values unpack(const Packed& packed) const {
     Values values;
     if constexpr (sizeof(S) == 2) {
 #pragma unroll
       for (int i = 0; i < Packed::kSize; ++i) {
         float low, high;
-        if constexpr (std::is_same_v<S, Float16>) {
+        if (kMayBeFloat16 && float16) {
           unpack_float16(packed.a[i], low, high);
         } else {
           low = bit_cast<float>(packed.a[i] << 16);
@@ -43,13 +66,13 @@ struct Stored {
     return values;
   }
 
-  static SOAE_DEVICE Packed pack(const Values& values) {
+  SOAE_DEVICE Packed pack(const Values& values) const {
     Packed packed;
     if constexpr (sizeof(S) == 2) {
 #pragma unroll
       for (int i = 0; i < Packed::kSize; ++i) {
         const float low = static_cast<float>(values.a[2 * i]), high = static_cast<float>(values.a[2 * i + 1]);
-        if constexpr (std::is_same_v<S, Float16>) {
+        if (kMayBeFloat16 && float16) {
           packed.a[i] = pack_float16(low, high);
         } else {
           packed.a[i] = to_bfloat16(low).bits | static_cast<uint32_t>(to_bfloat16(high).bits) << 16;
@@ -62,8 +85,8 @@ struct Stored {
     return packed;
   }
 
-  // Stores values, times stored_scale already. Returns the basis vector that this makes: what was stored, times unit.
-  static SOAE_DEVICE Values store(S* row, int32_t chunk, const Values& values, T unit) {
+  // Stores values, times scale already. Returns the basis vector that this makes: what was stored, times unit.
+  SOAE_DEVICE Values store(S* row, int32_t chunk, const Values& values) const {
     const Packed packed = pack(values);
     store_chunk(word(row, chunk), packed);
     return scaled(unpack(packed), unit);
@@ -83,16 +106,6 @@ struct Stored {
     return reinterpret_cast<Word*>(row + static_cast<int64_t>(chunk) * kSize);
   }
 };
-
-// 2^exponent of what the basis holds, and its inverse; both 1 where it is not float16.
-template <typename T, typename S>
-SOAE_DEVICE T stored_scale(const Solve& p) {
-  return std::is_same_v<S, Float16> ? power_of_two<T>(p.basis_exponent) : T(1);
-}
-template <typename T, typename S>
-SOAE_DEVICE T stored_unit(const Solve& p) {
-  return std::is_same_v<S, Float16> ? power_of_two<T>(-p.basis_exponent) : T(1);
-}
 
 template <typename S>
 SOAE_DEVICE S* basis_row(const Solve& p, int64_t system, int64_t row) {
@@ -129,30 +142,39 @@ struct StoredTile {
     }
   }
 
-  SOAE_DEVICE T dot(const Working& w) const {
+  // From a row of so many chunks in shared memory.
+  SOAE_DEVICE void load_shared(const S* row, int32_t chunks) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int32_t at = Working::index(0, i);
+      c[i] = at < chunks ? Row::load(row, at) : typename Row::Packed{};
+    }
+  }
+
+  SOAE_DEVICE T dot(const Working& w, const Row& rows) const {
     T sum = T(0);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const typename Row::Values v = Row::unpack(c[i]);
+      const typename Row::Values v = rows.unpack(c[i]);
 #pragma unroll
       for (int e = 0; e < Row::kSize; ++e) sum += v.a[e] * w.c[i].a[e];
     }
     return sum;
   }
 
-  // w += factor times this
-  SOAE_DEVICE void add_to(Working& w, T factor) const {
+  // w += factor times what the row holds
+  SOAE_DEVICE void add_to(Working& w, T factor, const Row& rows) const {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const typename Row::Values v = Row::unpack(c[i]);
+      const typename Row::Values v = rows.unpack(c[i]);
 #pragma unroll
       for (int e = 0; e < Row::kSize; ++e) w.c[i].a[e] += factor * v.a[e];
     }
   }
 
-  SOAE_DEVICE void unpack_to(Working& w) const {
+  SOAE_DEVICE void unpack_to(Working& w, const Row& rows) const {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) w.c[i] = Row::unpack(c[i]);
+    for (int i = 0; i < kChunks; ++i) w.c[i] = rows.unpack(c[i]);
   }
 };
 

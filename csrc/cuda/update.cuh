@@ -10,8 +10,8 @@ namespace soae::cuda {
 
 // w += sum of factors[i] times stored row i over the rows [0, rows); row_at(i) is where row i begins.
 template <typename T, typename S, typename RowAt>
-SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const T* factors, int32_t rows, const RowAt& row_at, int64_t ld,
-                          int32_t first, int32_t chunks) {
+SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const Stored<T, S>& stored, const T* factors, int32_t rows,
+                          const RowAt& row_at, int64_t ld, int32_t first, int32_t chunks) {
   constexpr int kRows = kPieceRows<T, S>;
   for (int32_t row = 0; row < rows; row += kRows) {
     const S* panel = row_at(row);
@@ -19,7 +19,7 @@ SOAE_DEVICE void add_rows(PieceTile<T, S>& w, const T* factors, int32_t rows, co
 #pragma unroll
     for (int q = 0; q < kRows; ++q) v[q].load(panel + q * ld, first, row + q < rows ? chunks : 0);
 #pragma unroll
-    for (int q = 0; q < kRows; ++q) v[q].add_to(w, row + q < rows ? factors[row + q] : T(0));
+    for (int q = 0; q < kRows; ++q) v[q].add_to(w, row + q < rows ? factors[row + q] : T(0), stored);
   }
 }
 
@@ -49,10 +49,10 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
   const double* g = p.g + system * (p.restart + 1);
   for (int32_t i = thread_index(); i < length; i += kPieceThreads) y[i] = g[length - 1 - i];
   block_barrier();
-  const T unit = updates_from_basis(p) ? stored_unit<T, U>(p) : T(1);
+  const Stored<T, U> stored(p, update_dtype(p));
   substitute(length, y, ReversedUpper{p.r + system * packed_column(p.restart), length - 1});
   for (int32_t i = thread_index(); i < length; i += kPieceThreads) {
-    factors[i] = static_cast<T>(ldexp(y[length - 1 - i], s.scale)) * unit;
+    factors[i] = static_cast<T>(ldexp(y[length - 1 - i], s.scale)) * stored.unit;
   }
   block_barrier();
 
@@ -60,7 +60,7 @@ finish_pieces(SOAE_PARAM Solve p, int32_t pieces, bool preconditioned) {
     if (updates_from_basis(p)) return basis_row<U>(p, system, row);
     return static_cast<const U*>(p.update) + update_offset(p, system, row);
   };
-  add_rows<T, U>(sum, factors, length, row_at, p.update_ld, first, chunks);
+  add_rows<T, U>(sum, stored, factors, length, row_at, p.update_ld, first, chunks);
   if (!preconditioned) {
     PieceTile<T, U> x;
     x.load(vector_of<T, kSize>(p, p.x, system), first);

@@ -43,6 +43,31 @@ inline void send(double value, double* slot, std::uint64_t* box, int rank) {
   simt::deliver(static_cast<std::uint64_t*>(simt::remote(box, rank)), sizeof(double));
 }
 
+// On a GPU a 16-byte access to an unaligned address is a fault.
+inline void require_aligned(const void* at) {
+  if (reinterpret_cast<std::uintptr_t>(at) % 16 == 0) return;
+  throw std::runtime_error("16-byte access to an unaligned address");
+}
+
+constexpr bool has_async_copies() { return true; }
+inline bool has_bulk_copies() { return simt::largest_cluster() > 0; }
+inline void copy_bulk(void* to, const void* from, int bytes, std::uint64_t* box) {
+  require_aligned(to);
+  require_aligned(from);
+  if (bytes <= 0 || bytes % 16 != 0) throw std::runtime_error("bulk copy of a size that is no multiple of 16 bytes");
+  simt::copy_bulk(to, from, bytes, box);
+}
+inline void copy_chunk(void* to, const void* from) {
+  require_aligned(to);
+  require_aligned(from);
+  simt::copy_chunk(to, from);
+}
+inline void commit_copies() { simt::commit_copies(); }
+template <int kPending>
+void wait_for_copies() {
+  simt::wait_for_copies(kPending);
+}
+
 template <typename T>
 T shuffle(T value, int lane) {
   static_assert(sizeof(T) <= sizeof(std::uint64_t), "a shuffle moves at most 8 bytes");
@@ -66,12 +91,6 @@ inline std::int32_t atomic_add(std::int32_t* at, std::int32_t value) {
 template <typename T>
 T* dynamic_shared() {
   return reinterpret_cast<T*>(simt::position().shared);
-}
-
-// On a GPU a 16-byte access to an unaligned address is a fault.
-inline void require_aligned(const void* at) {
-  if (reinterpret_cast<std::uintptr_t>(at) % 16 == 0) return;
-  throw std::runtime_error("16-byte access to an unaligned address");
 }
 
 template <typename T>
@@ -105,6 +124,7 @@ inline double load_coherent(const double* at) { return *at; }
 
 inline int multiprocessors(int) { return simt::multiprocessors(); }
 inline int largest_cluster_of(const void*, int, std::size_t, int) { return simt::largest_cluster(); }
+inline int most_shared_bytes(int) { return simt::most_shared_bytes(); }
 int architecture(int device);
 
 struct DeviceGuard {

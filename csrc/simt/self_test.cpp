@@ -13,6 +13,7 @@ namespace {
 using namespace soae::cuda;
 
 enum class Defect { kNone, kMissingBarrier, kDivergentBarrier, kDivergentShuffle, kUnaligned, kOutOfBounds };
+enum class CopyDefect { kNone, kUnawaited, kEarlyRefill, kLeft };
 
 // Every thread leaves its index in shared memory and reads its neighbour's.
 void rotate(Defect defect, int32_t* out) {
@@ -62,6 +63,56 @@ int self_test_of_clusters(int blocks) {
   return wrong;
 }
 
+// Two warps read, number by number, what copies bring one after the other to the same place; `by_chunks`: each thread its
+// own 16 bytes.
+void read_copies(CopyDefect defect, bool by_chunks, const float* from, float* out) {
+  constexpr int kCopies = 3;
+  float* const place = dynamic_shared<float>();
+  uint64_t* const box = reinterpret_cast<uint64_t*>(place + 4 * thread_count());
+  const int t = thread_index();
+  if (t == 0) open_mailbox(box);
+  block_barrier();
+  const auto fetch = [&](int i) {
+    const float* const source = from + i * 4 * thread_count();
+    if (by_chunks) {
+      cuda::copy_chunk(place + 4 * t, source + 4 * t);
+      cuda::commit_copies();
+    } else if (t == 0) {
+      const int bytes = 16 * thread_count();
+      expect_bytes(box, bytes);
+      cuda::copy_bulk(place, source, bytes, box);
+    }
+  };
+  float sum = 0.0f;
+  fetch(0);
+  for (int i = 0; i < kCopies; ++i) {
+    if (defect != CopyDefect::kUnawaited && by_chunks) cuda::wait_for_copies<0>();
+    if (defect != CopyDefect::kUnawaited && !by_chunks) wait_for(box, i % 2);
+    for (int e = 0; e < 4; ++e) sum += place[4 * t + e];
+    if (defect != CopyDefect::kEarlyRefill) block_barrier();
+    if (i + 1 < kCopies || defect == CopyDefect::kLeft) fetch(i + 1);
+  }
+  out[t] = sum;
+}
+
+int self_test_of_copies(CopyDefect defect, bool by_chunks) {
+  constexpr int kThreads = 2 * kWarp, kNumbers = 4 * kThreads;
+  std::vector<float> from(4 * kNumbers + 4), out(kThreads, -1.0f);
+  float* const aligned = from.data() + (16 - reinterpret_cast<std::uintptr_t>(from.data()) % 16) % 16 / sizeof(float);
+  for (int i = 0; i < 4 * kNumbers; ++i) aligned[i] = static_cast<float>(i);
+  cuda::launch(read_copies, 1, kThreads, kNumbers * sizeof(float) + sizeof(uint64_t), nullptr, defect, by_chunks,
+               static_cast<const float*>(aligned), out.data());
+  int wrong = 0;
+  for (int t = 0; t < kThreads; ++t) {
+    float sum = 0.0f;
+    for (int i = 0; i < 3; ++i) {
+      for (int e = 0; e < 4; ++e) sum += static_cast<float>(i * kNumbers + 4 * t + e);
+    }
+    wrong += out[static_cast<std::size_t>(t)] != sum;
+  }
+  return wrong;
+}
+
 Defect defect_of(const std::string& name) {
   if (name == "correct") return Defect::kNone;
   if (name == "missing-barrier") return Defect::kMissingBarrier;
@@ -77,6 +128,12 @@ Defect defect_of(const std::string& name) {
 int self_test(const std::string& name) {
   if (name == "cluster-2") return self_test_of_clusters(2);
   if (name == "cluster-16") return self_test_of_clusters(16);
+  if (name == "copies") return self_test_of_copies(CopyDefect::kNone, false);
+  if (name == "copies-by-chunks") return self_test_of_copies(CopyDefect::kNone, true);
+  if (name == "copies-unawaited") return self_test_of_copies(CopyDefect::kUnawaited, false);
+  if (name == "copies-by-chunks-unawaited") return self_test_of_copies(CopyDefect::kUnawaited, true);
+  if (name == "copies-refilled-early") return self_test_of_copies(CopyDefect::kEarlyRefill, false);
+  if (name == "copies-left") return self_test_of_copies(CopyDefect::kLeft, false);
   constexpr int kThreads = 2 * kWarp;
   std::vector<int32_t> out(kThreads);
   cuda::launch(rotate, 1, kThreads, kThreads * sizeof(int32_t), nullptr, defect_of(name), out.data());

@@ -39,6 +39,13 @@ struct Mailbox {
 };
 static_assert(sizeof(Mailbox) == sizeof(std::uint64_t), "as large as an mbarrier");
 
+// A copy on its way.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
 // A thread of the running cluster. Its stack and its context outlive the cluster: the next one's thread continues them.
 struct Fiber {
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
@@ -51,6 +58,7 @@ struct Fiber {
   int running_phase = 0;
   std::uint64_t mailbox[2] = {};
   int parity = 0;  // of the mailbox: a lane that is one shuffle ahead must not overwrite what others still read
+  std::vector<std::vector<Copy>> copies;  // groups on their way, the last one open
   void* fake_stack = nullptr;
 };
 
@@ -65,6 +73,7 @@ struct Machine {
   std::mutex mutex;
   std::vector<std::unique_ptr<Fiber>> fibers;        // of a cluster: those of its first block, of its second, ...
   std::vector<std::unique_ptr<unsigned char[]>> shared;  // of each block of the cluster
+  std::vector<std::pair<Copy, std::uint64_t*>> bulk;     // on their way
   Position position{};
   Fiber* current = nullptr;
   const std::function<void()>* body = nullptr;
@@ -187,8 +196,15 @@ void write(std::uint64_t* box, Mailbox m) {
   std::memcpy(box, &m, sizeof m);
 }
 
-// Lets the threads go on whose mailbox is full.
+void depart(const Copy& copy) { std::memset(copy.to, 0xff, copy.bytes); }
+void arrive(const Copy& copy) { std::memcpy(copy.to, copy.from, copy.bytes); }
+
+// Lets the threads go on whose mailbox is full, when all that is on its way has come.
 bool release_mail(int threads) {
+  for (const auto& [copy, box] : std::exchange(machine.bulk, {})) {
+    arrive(copy);
+    deliver(box, static_cast<int>(copy.bytes));
+  }
   bool any = false;
   for (int i = 0; i < threads; ++i) {
     Fiber& f = fiber(i);
@@ -234,13 +250,18 @@ void run_cluster(std::int64_t first_block, int threads, std::size_t shared, int 
     Fiber& f = fiber(i);
     f.wait = Wait::kNone;
     f.parity = 0;
+    f.copies.assign(1, {});
   }
+  machine.bulk.clear();
   const std::vector<int> order = scheduled(threads * cluster);
   for (;;) {
     bool ran = false, alive = false;
     for (auto group = order.begin(); group != order.end(); group += kWarp) {
       while (run_group(group, first_block, threads, cluster)) ran = true;
       for (auto i = group; i != group + kWarp; ++i) alive = alive || fiber(*i).wait != Wait::kDone;
+    }
+    if (!alive && !machine.bulk.empty()) {
+      throw std::runtime_error("a block ended while copies to its shared memory were on their way");
     }
     if (!alive) return;
     if (!ran && !release_any(threads, cluster)) {
@@ -269,6 +290,7 @@ int multiprocessors() { return machine.multiprocessors; }
 
 void set_largest_cluster(int blocks) { machine.largest_cluster = blocks; }
 int largest_cluster() { return machine.largest_cluster; }
+int most_shared_bytes() { return (machine.largest_cluster > 0 ? 227 : 99) * 1024; }
 
 void launch(const std::function<void()>& thread, std::int64_t blocks, int threads, std::size_t shared, int cluster) {
   if (blocks <= 0 || threads <= 0 || threads % kWarp != 0) {
@@ -332,6 +354,26 @@ void wait_for(const std::uint64_t* box, int parity) {
   f.running_phase = parity;
   f.wait = Wait::kMail;
   yield();
+}
+
+void copy_bulk(void* to, const void* from, int bytes, std::uint64_t* box) {
+  machine.bulk.emplace_back(Copy{to, from, static_cast<std::size_t>(bytes)}, box);
+  depart(machine.bulk.back().first);
+}
+
+void copy_chunk(void* to, const void* from) {
+  machine.current->copies.back().push_back({to, from, 16});
+  depart(machine.current->copies.back().back());
+}
+
+void commit_copies() { machine.current->copies.emplace_back(); }
+
+void wait_for_copies(int pending) {
+  std::vector<std::vector<Copy>>& groups = machine.current->copies;
+  while (groups.size() > static_cast<std::size_t>(pending) + 1) {
+    for (const Copy& copy : groups.front()) arrive(copy);
+    groups.erase(groups.begin());
+  }
 }
 
 std::uint64_t exchange(std::uint64_t value, int lane) {

@@ -23,9 +23,12 @@ void set_schedule(const std::string& name, std::uint64_t seed);
 void set_multiprocessors(int count);
 int multiprocessors();
 
-// The largest cluster that the GPU is said to run; 0 is one without clusters.
+// The largest cluster that the GPU is said to run; 0 is one without clusters and bulk copies.
 void set_largest_cluster(int blocks);
 int largest_cluster();
+
+// Shared memory that a block may have, of a GPU with bulk copies (sm_90) or without (sm_86).
+int most_shared_bytes();
 
 // Runs one thread of every block, `threads` per block, with `shared` bytes of dynamic shared memory each, in clusters
 // of so many blocks.
@@ -59,12 +62,21 @@ void expect_bytes(std::uint64_t* box, int bytes);
 void deliver(std::uint64_t* box, int bytes);
 void wait_for(const std::uint64_t* box, int parity);
 
+// Copies that go on beside the arithmetic: `bytes` bytes to the account of a mailbox, or 16 bytes into the last group of the
+// running thread. They arrive as late as they may, the destination holds 0xFF bytes until then: a read that comes too
+// early sees NaN, and so does whoever still needed what was there before.
+void copy_bulk(void* to, const void* from, int bytes, std::uint64_t* box);
+void copy_chunk(void* to, const void* from);
+void commit_copies();
+void wait_for_copies(int pending);
+
 // All lanes of the warp leave 8 bytes; returns what `lane` left.
 std::uint64_t exchange(std::uint64_t value, int lane);
 
 // Runs a small kernel with a defect and returns how many of its results are wrong: "correct", "missing-barrier",
 // "divergent-barrier", "divergent-shuffle", "unaligned", "out-of-bounds"; or reductions without one over clusters:
-// "cluster-2", "cluster-16".
+// "cluster-2", "cluster-16"; or copies to shared memory: "copies", "copies-by-chunks", and with a defect
+// "copies-unawaited", "copies-by-chunks-unawaited", "copies-refilled-early", "copies-left".
 int self_test(const std::string& name);
 
 // Where the kernels look for row `row` of a system's basis, in elements.
