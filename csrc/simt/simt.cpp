@@ -233,11 +233,11 @@ bool run_group(std::vector<int>::const_iterator group, std::int64_t first_block,
   return ran;
 }
 
-// Lets those threads go on that have all arrived where they wait for each other.
+// Lets those threads go on that have all arrived where they wait for each other; mail comes when there are none.
 bool release_any(int threads, int cluster) {
-  bool any = release_mail(threads * cluster);
+  bool any = false;
   for (int rank = 0; rank < cluster; ++rank) any = release(Wait::kBlock, rank * threads, threads) || any;
-  return any || release(Wait::kCluster, 0, threads * cluster);
+  return any || release(Wait::kCluster, 0, threads * cluster) || release_mail(threads * cluster);
 }
 
 void run_cluster(std::int64_t first_block, int threads, std::size_t shared, int cluster) {
