@@ -2,6 +2,7 @@
 
 import torch
 
+from soae_ext import _native
 from soae_ext.gmres import gmres
 
 
@@ -21,4 +22,11 @@ if __name__ == "__main__":
         for orthogonalization in ("mgs", "cgs2"):
             for batch, n in ((3, 1), (200, 61), (200, 784), (2, 20011)):
                 check(batch, n, dtype, orthogonalization)
+    for variant in range(11):  # of csrc/cuda/plan.h
+        _native.extension.cuda.force_variant(variant)
+        try:
+            check(3, 200, torch.float32, "cgs2")
+        except RuntimeError as error:  # this GPU has no clusters, or no copies to shared memory
+            if "forced kernel" not in str(error):
+                raise
     print("ok")

@@ -102,6 +102,20 @@ def test_the_defence_claim_compares_soat_with_the_other_rows():
     assert verdict(document(**rows), "state of the art").verdict == "undecided"
 
 
+def test_a_constant_network_says_nothing_about_attacks_and_defences():
+    collapsed = "1" * 7 + "0" * 43
+    pair = {"clean": [cell(collapsed)], "SOAE, best": [cell(collapsed)], "AutoAttack": [cell(collapsed[:20])]}
+    working = {"clean": [cell("1" * 50)], "SOAE, best": [cell("0" * 50)], "AutoAttack": [cell("0" * 45 + "1" * 5)]}
+    doc = document(SCORPIO=pair, SOAT=working)
+    assert verdict(doc, "but on SOAR (section IV-B): SOAE, best").verdict == "holds"
+    assert verdict(document(SCORPIO=pair), "but on SOAR (section IV-B): SOAE, best").verdict == NOT_MEASURED
+    assert verdict(doc, "state of the art").verdict == NOT_MEASURED
+    (line,) = findings(doc)
+    assert "T: SCORPIO ended at a network that gives one class to every image" in line
+    for changed in ({"SOAE, best": [cell(collapsed[:-1] + "1")]}, {"clean": [cell("1" * 50)]}, {"clean": [None]}):
+        assert findings(document(SCORPIO=pair | changed)) == []
+
+
 def table_4(largest, reached=5, paper=17):
     """Table 4 with one network, whose systems need `largest` dimensions at most, if they get there."""
     end = {"largest": largest, "mean": 2.0, "reached": reached, "systems": 5}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation import paired_difference
 
-__all__ = ["Claim", "Difference", "Verdict", "claims", "correctness", "pooled_difference", "shown"]
+__all__ = ["Claim", "Difference", "Verdict", "claims", "constant", "correctness", "pooled_difference", "shown"]
 
 Document = dict[str, Any]
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
@@ -20,6 +20,7 @@ Difference = tuple[float, float, float]
 
 _MODES = ("SOAE, paper, -H^-1 g", "SOAE, paper, +H^-1 g", "SOAE, best")
 _REFEREE = "AutoAttack"
+_CHANCE = 0.1  # of ten classes; no network that was trained on more comes near
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ def claims(document: Document) -> list[Claim]:
 def correctness(cell: Document | None) -> Tensor | None:
     """`(n,)` bool: which images a measured cell has as correctly classified."""
     return None if cell is None else torch.tensor([sign == "1" for sign in cell["image_correct"]])
+
+
+def constant(row: Document) -> bool:
+    """Whether training ended at a network that gives one class to every image.
+
+    No attack changes an answer then, and the clean accuracy is that of guessing: nothing about an attack or a defence
+    can be seen, and the claims leave the row out.
+    """
+    found = {name: cells[0] for name, cells in row["cells"].items() if cells and cells[0]}
+    clean = found.pop("clean", None)
+    if clean is None or not found or clean["robust"]["accuracy"] > 2 * _CHANCE:
+        return False
+    return all(clean["image_correct"].startswith(cell["image_correct"]) for cell in found.values())
 
 
 def pooled_difference(first: Sequence[Document | None], second: Sequence[Document | None]) -> Difference | None:
@@ -98,7 +112,7 @@ def _compared(
         for row in block["rows"]:
             cells = row["cells"]
             found = pooled_difference(cells.get(first) or (), cells.get(second) or ())
-            if found is not None and rows(row["name"]):
+            if found is not None and rows(row["name"]) and not constant(row):
                 differences.append(found)
                 evidence.append(f"{block['title']}, {row['name']}: {first} minus {second} {shown(found)}")
     return differences, evidence
@@ -128,7 +142,7 @@ def _rows_compared(document: Document, column: str, rival: str) -> tuple[list[Di
     """Row `rival` minus row SOAT in one column of Tables I to III."""
     differences, evidence = [], []
     for block in _blocks(document, "1", "2", "3"):
-        rows = {row["name"]: row["cells"] for row in block["rows"]}
+        rows = {row["name"]: row["cells"] for row in block["rows"] if not constant(row)}
         if "SOAT" in rows and rival in rows:
             found = pooled_difference(rows[rival].get(column) or (), rows["SOAT"].get(column) or ())
             if found is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .claims import Difference, pooled_difference, shown
+from .claims import Difference, constant, pooled_difference, shown
 
 __all__ = ["EqualRow", "Overfitting", "equal_gradients", "findings", "overfitting"]
 
@@ -84,11 +84,24 @@ def findings(document: Document) -> list[str]:
     """Sentences with numbers; nothing of what was not measured."""
     tables = {table["name"]: table for table in document["tables"]}
     lines: list[str] = []
+    for name in ("1", "2", "3"):
+        for block in tables.get(name, {"blocks": ()})["blocks"]:
+            lines += _constant_rows(block)
     for block in tables.get("equal-gradients", {"blocks": ()})["blocks"]:
         lines += _of_budget(block)
     for block in tables.get("single-step", {"blocks": ()})["blocks"]:
         lines += _of_radius(block)
     return lines
+
+
+def _constant_rows(block: Document) -> Iterator[str]:
+    names = [row["name"] for row in block["rows"] if constant(row)]
+    if names:
+        yield (
+            f"{block['title']}: {' and '.join(names)} ended at a network that gives one class to every image, so no "
+            "attack changes an answer. That is what this recipe makes of them at this radius, not what the objectives "
+            "can do; the claims below leave these rows out."
+        )
 
 
 def _of_budget(block: Document) -> Iterator[str]:
