@@ -33,7 +33,8 @@ struct BlockStep {
     return kRing ? RingedPanels<T, S, kThreads, kChunks, kPanel>::bytes(each) : 0;
   }
   static std::size_t shared_bytes(int32_t each, int64_t columns) {
-    return ring_bytes(each) + (static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(columns)) * sizeof(double);
+    const std::size_t doubles = static_cast<std::size_t>(Reduce::kDoubles) + static_cast<std::size_t>(columns);
+    return ring_bytes(each) + doubles * sizeof(double);
   }
 };
 

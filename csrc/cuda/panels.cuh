@@ -13,7 +13,8 @@ class LoadedPanels {
  public:
   using Panel = StoredTile<T, S, kThreads, kChunks>[kPanel];
 
-  SOAE_DEVICE LoadedPanels(const Solve& p, int64_t system, const Span& own, void*) : p_(p), system_(system), own_(own) {}
+  SOAE_DEVICE LoadedPanels(const Solve& p, int64_t system, const Span& own, void*)
+      : p_(p), system_(system), own_(own) {}
 
   // Before each sweep over the rows [0, rows).
   SOAE_DEVICE void begin(int32_t) {}

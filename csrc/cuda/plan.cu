@@ -79,7 +79,9 @@ void force(const Problem& q, Plan& plan) {
   plan.blocks = q.blocks_needed(plan.variant);
   if (plan.blocks == 0) throw std::runtime_error("soae_ext: the forced kernel does not hold such vectors");
   if (q.table.variants[plan.variant].clusters) plan.blocks = std::max<int32_t>(plan.blocks, forced_blocks);
-  if (!q.runs(plan.variant, plan.blocks)) throw std::runtime_error("soae_ext: the forced kernel does not run on this GPU");
+  if (!q.runs(plan.variant, plan.blocks)) {
+    throw std::runtime_error("soae_ext: the forced kernel does not run on this GPU");
+  }
 }
 
 }  // namespace

@@ -63,8 +63,8 @@ int self_test_of_clusters(int blocks) {
   return wrong;
 }
 
-// Two warps read, number by number, what copies bring one after the other to the same place; `by_chunks`: each thread its
-// own 16 bytes.
+// Two warps read, number by number, what copies bring one after the other to the same place; `by_chunks`: each thread
+// its own 16 bytes.
 void read_copies(CopyDefect defect, bool by_chunks, const float* from, float* out) {
   constexpr int kCopies = 3;
   float* const place = dynamic_shared<float>();

@@ -62,8 +62,8 @@ void expect_bytes(std::uint64_t* box, int bytes);
 void deliver(std::uint64_t* box, int bytes);
 void wait_for(const std::uint64_t* box, int parity);
 
-// Copies that go on beside the arithmetic: `bytes` bytes to the account of a mailbox, or 16 bytes into the last group of the
-// running thread. They arrive when a thread waits for them and no other can run; the destination holds 0xFF bytes until
+// Copies that go on beside the arithmetic: `bytes` bytes to the account of a mailbox, or 16 bytes into the last group of
+// the running thread. They arrive when a thread waits for them and no other can run; the destination holds 0xFF bytes until
 // then: a read that comes too early sees NaN, and so does whoever still needed what was there before.
 void copy_bulk(void* to, const void* from, int bytes, std::uint64_t* box);
 void copy_chunk(void* to, const void* from);
