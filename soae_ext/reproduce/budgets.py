@@ -1,14 +1,14 @@
 """The plans: what each table consists of at each budget.
 
-`cpu`, minutes on two otherwise idle cores, estimated from the speed of one cell of each kind:
+`cpu`, minutes that its recorded run took on two cores (docs/results/tables):
 
-    table 1          43    MNIST, small CNN on 40,000 images; three seeds of three rows; AutoAttack on 500 images
-    table 2          36    CIFAR-10, ResNet-18 of width 8 on 4,000 images, AutoAttack on 200
-    table 3           8    ImageNet sample, EfficientNet-Lite0 as it comes
-    table 4           4    the networks of tables 1 to 3
+    table 1          34    MNIST, small CNN on 40,000 images; three seeds of three rows; AutoAttack on 500 images
+    table 2          41    CIFAR-10, ResNet-18 of width 8 on 4,000 images, AutoAttack on 200
+    table 3           4    ImageNet sample, EfficientNet-Lite0 as it comes
+    table 4           2    the networks of tables 1 to 3
     table 5           0    the measurements of tables 1 to 3
-    equal-gradients  23    MNIST, small CNN, eight ways to craft at 3, 7 and 12 gradients
-    single-step      18    CIFAR-10, ResNet-18 of width 8, eps 8/255 and 16/255
+    equal-gradients  24    MNIST, small CNN, eight ways to craft at 3, 7 and 12 gradients
+    single-step      16    CIFAR-10, ResNet-18 of width 8, eps 8/255 and 16/255
 
 `gpu`: ResNet-18; `paper`: what section IV-A of the paper says, for a cluster. Neither has been timed.
 """
