@@ -22,6 +22,9 @@ RINGS = {7: 2, 8: None, 9: 4, 10: 6}  # and the kernel that does the same arithm
 CAPACITY = [chunks * (2 if variant in CLUSTERS else 1) for variant, chunks in enumerate(BLOCK_CAPACITY)]
 SPLIT = len(CAPACITY)
 LOADING = [*(variant for variant in range(SPLIT) if variant not in RINGS), SPLIT]
+# Those for a basis in half of it, in chunks of 16 stored bytes; the fourth is a cluster of two. The next is split-n.
+HALF_CAPACITY = [128, 384, 1536, 3072, 384]
+HALF_SPLIT = len(HALF_CAPACITY)
 PIECE = 256  # of split-n
 SCHEDULES = [("in-order", 0), ("reversed", 0), ("shuffled", 1)]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests import kernel_harness as kh
+from tests.kernel_harness import HALF_CAPACITY as CAPACITY
+from tests.kernel_harness import HALF_SPLIT as SPLIT
 from tests.kernel_harness import PIECE, SCHEDULES, KernelSolve, Problem, check_rounded_arnoldi
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 PAIRS = [(F32, F16), (F32, BF16), (F64, F16), (F64, BF16), (F64, F32)]
-CAPACITY = [128, 384, 1536, 3072, 384]  # chunks of 16 stored bytes; the fourth is a cluster of two
-SPLIT = 5
 
 
 pytestmark = pytest.mark.usefixtures("simt_alone")

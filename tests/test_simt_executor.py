@@ -13,6 +13,15 @@ def _in_order_afterwards(simt):
     simt.set_schedule("in-order")
 
 
+def wrong_by_schedule(simt, defect: str) -> list[int]:
+    """How many results are wrong under each schedule."""
+    wrong = []
+    for schedule, seed in SCHEDULES:
+        simt.set_schedule(schedule, seed)
+        wrong.append(simt.self_test(defect))
+    return wrong
+
+
 @pytest.mark.parametrize(("schedule", "seed"), SCHEDULES)
 def test_a_correct_kernel_is_correct_under_every_schedule(simt, schedule, seed):
     simt.set_schedule(schedule, seed)
@@ -44,10 +53,7 @@ def test_copies_that_nobody_waits_for_do_not_arrive(simt, schedule, seed):
 
 
 def test_a_fetch_before_all_have_read_gives_wrong_results_under_some_schedule(simt):
-    wrong = []
-    for schedule, seed in SCHEDULES:
-        simt.set_schedule(schedule, seed)
-        wrong.append(simt.self_test("copies-refilled-early"))
+    wrong = wrong_by_schedule(simt, "copies-refilled-early")
     assert max(wrong) >= 1
 
 
@@ -62,10 +68,7 @@ def test_a_cluster_that_the_gpu_does_not_run_is_refused(simt):
 
 
 def test_a_missing_barrier_gives_different_results_under_different_schedules(simt):
-    wrong = []
-    for schedule, seed in SCHEDULES:
-        simt.set_schedule(schedule, seed)
-        wrong.append(simt.self_test("missing-barrier"))
+    wrong = wrong_by_schedule(simt, "missing-barrier")
     assert min(wrong) >= 1
     assert len(set(wrong)) >= 3
 

@@ -14,8 +14,10 @@ TWINS = [(ring, loading) for ring, loading in RINGS.items() if loading is not No
 RAGGED = 37  # unknowns less than fit
 
 
-def steps(simt, variant: int, problem: Problem, restart: int, orthogonalization: str) -> KernelSolve:
-    simt.cuda.force_variant(variant)
+def steps(
+    simt, variant: int, problem: Problem, restart: int, orthogonalization: str = "mgs", *, blocks: int = 0
+) -> KernelSolve:
+    simt.cuda.force_variant(variant, blocks)
     s = KernelSolve(simt, problem.b, restart=restart, rtol=0.0, orthogonalization=orthogonalization)
     s.begin(problem)
     for j in range(restart):
@@ -66,13 +68,8 @@ def test_panels_of_eight_rows(simt, dtype, blocks):
 
 @pytest.mark.parametrize("blocks", [2, 4, 16])
 def test_a_cluster_with_blocks_that_have_no_part(simt, dtype, blocks):
-    simt.cuda.force_variant(10, blocks)
     problem = Problem(2, 37, dtype)
-    s = KernelSolve(simt, problem.b, restart=6, rtol=0.0)
-    s.begin(problem)
-    for j in range(6):
-        s.step(j, problem(s.direction))
-    check_arnoldi(s, problem)
+    check_arnoldi(steps(simt, 10, problem, 6, blocks=blocks), problem)
 
 
 @pytest.mark.parametrize("variant", RINGS)

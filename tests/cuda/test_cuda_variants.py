@@ -9,6 +9,8 @@ from soae_ext import _native
 from tests.kernel_harness import (
     CAPACITY,
     CLUSTERS,
+    HALF_CAPACITY,
+    HALF_SPLIT,
     PIECE,
     RINGS,
     SPLIT,
@@ -19,7 +21,6 @@ from tests.kernel_harness import (
 )
 
 pytestmark = pytest.mark.cuda
-HALF_CAPACITY = [128, 384, 1536, 3072, 384]  # of the variants for a basis in half the working precision
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +79,10 @@ def test_a_ring_changes_no_bit(extension, dtype, ring, loading):
 
 
 @pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("variant", range(len(HALF_CAPACITY) + 1))
+@pytest.mark.parametrize("variant", range(HALF_SPLIT + 1))
 def test_a_basis_in_half_the_working_precision(extension, storage, variant):
     dtype = torch.float64 if storage == torch.float32 else torch.float32
-    chunks = 3 * PIECE if variant == len(HALF_CAPACITY) else HALF_CAPACITY[variant]
+    chunks = 3 * PIECE if variant == HALF_SPLIT else HALF_CAPACITY[variant]
     problem = Problem(20, chunks * 16 // storage.itemsize - 37, dtype, device="cuda")
     check_rounded_arnoldi(steps(extension, variant, 0, problem, 6, basis_dtype=storage), problem)
 
